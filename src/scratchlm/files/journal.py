@@ -1,0 +1,51 @@
+"""Append-only lines of JSON, readable after a kill at any moment."""
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+
+class Journal:
+    """A file of JSON objects, one a line, only ever appended to.
+
+    A process killed while writing leaves at most one broken last line: readers pass over it, and the next writer cuts it off.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Remembers where the lines go; the file is made at the first append.
+
+        Args:
+            path: The file; its folder is made if missing.
+        """
+        self.path = Path(path)
+        self._file: IO[bytes] | None = None
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Writes one line and hands it to the operating system, so that a kill of this process cannot lose it."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_broken_end(self.path)
+            self._file = self.path.open("ab")
+        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; a later append opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_journal(path: str | Path) -> list[dict[str, Any]]:
+    """All whole lines of a journal, oldest first; none where there is no file."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _cut_broken_end(path: Path) -> None:
+    if path.exists() and (end := path.read_bytes()) and not end.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(end.rfind(b"\n") + 1)

@@ -1,0 +1,44 @@
+"""One owner for a folder, and who it is."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scratchlm.errors import BrokenState
+
+
+@contextmanager
+def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
+    """Holds `folder` for this process until the block ends; a dead owner's lock is free at once, for the kernel drops it.
+
+    Args:
+        folder: The folder to own; made if missing.
+        name: Lock file in it, such as `run.lock`; the file stays and holds the last owner's pid and host.
+
+    Raises:
+        BrokenState: Another process owns it; the line names its pid and host.
+    """
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BrokenState(f"{folder}: in use by {_owner(file.read())}. Wait for it or name another folder.") from None
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
+        yield
+
+
+def _owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError):
+        return "another process"  # it has opened the file and not yet written its name

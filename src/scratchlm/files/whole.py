@@ -1,0 +1,107 @@
+"""Files that are there whole or not at all: write beside, sync, rename."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from scratchlm.errors import BrokenState
+
+_TEMPORARY = ".partial-"  # .<name>.partial-<pid>, in the folder of the file it will become
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside `path` that takes its name when the block ends without an error.
+
+    Args:
+        path: The file to make or replace; its folder is made if missing.
+
+    Yields:
+        A binary file to write to. When the block ends it is synced to disk, renamed, and the folder synced; after an
+        error it is removed and whatever stood at `path` is untouched.
+
+    Raises:
+        BrokenState: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: str | Path, error: OSError) -> Exception:
+    """The one line for a file that could not be written; errors of another kind come back as they are."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = shutil.disk_usage(Path(path).parent).free
+        return BrokenState(f"{path}: no space left to write it ({free:,} bytes free there). Make space and run again.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return BrokenState(f"{path}: cannot be written ({error.strerror}). Name a folder that you may write to.")
+    return error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `text` as UTF-8, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Makes names just created in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(folder: str | Path, n_bytes: int) -> None:
+    """Refuses to begin a write that cannot fit.
+
+    Args:
+        folder: Where the write will go; it need not exist yet.
+        n_bytes: Bytes about to be written.
+
+    Raises:
+        BrokenState: Less is free there.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < n_bytes:
+        raise BrokenState(f"{folder}: {n_bytes:,} bytes are needed and {free:,} are free. Make space and run again.")
+
+
+def remove_leftovers(folder: str | Path) -> list[Path]:
+    """Removes what killed writers left in `folder`, and says which files those were; call it as the folder's owner."""
+    found = sorted(Path(folder).glob(f".*{_TEMPORARY}*"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
