@@ -322,8 +322,11 @@ class NextTokenTask(LightningModule):
 
     def _log_scores(self, split: str) -> None:
         scores = {f"{split}/{name}": value for name, value in self._nats.compute().items()}
-        self.log_dict(scores, logger=False, sync_dist=True)  # equal on all ranks already; for callback_metrics
-        if not self.trainer.sanity_checking:
+        fitting = self.trainer.state.fn == "fit"
+        # Equal on all ranks already. For callback_metrics, and for what validate and test give back and print; inside fit
+        # Lightning's loggers would get a count of its own for a step.
+        self.log_dict(scores, logger=False if fitting else None, sync_dist=True)
+        if fitting and not self.trainer.sanity_checking:
             log_metrics(self.trainer, scores)
 
 
