@@ -53,10 +53,18 @@ def _run(argv: list[str]) -> None:
     elif verb in _TRAINER_VERBS:
         importlib.import_module("scratchlm.run").run(argv)
     elif verb in _FUNCTIONS:
-        auto_cli(_load(_FUNCTIONS[verb]), args=rest, as_positional=False, parser_class=OneLineParser, prog=f"scratchlm {verb}")
+        auto_cli(
+            _load(_FUNCTIONS[verb]),
+            args=rest,
+            as_positional=False,
+            parser_class=OneLineParser,
+            prog=f"scratchlm {verb}",
+        )
     else:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise BadValue(f"{verb}: no such verb. " + (f"Did you mean {near[0]}?" if near else f"The verbs: {', '.join(VERBS)}."))
+        raise BadValue(
+            f"{verb}: no such verb. " + (f"Did you mean {near[0]}?" if near else f"The verbs: {', '.join(VERBS)}.")
+        )
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -68,9 +76,15 @@ def _load(target: str) -> Callable[..., Any]:
 def _prepare(argv: list[str]) -> None:
     preparation = importlib.import_module("scratchlm.data.preparation")
     corpus_keys = set(inspect.signature(preparation.Corpus).parameters)
-    parser = OneLineParser(prog="scratchlm prepare", description="Text to tokenizer to bins, as the data: part of a YAML says.")
-    parser.add_argument("-c", "--config", action="config", help="YAML of a run; only its data: part is read. Later files win.")
-    parser.add_argument("--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins.")
+    parser = OneLineParser(
+        prog="scratchlm prepare", description="Text to tokenizer to bins, as the data: part of a YAML says."
+    )
+    parser.add_argument(
+        "-c", "--config", action="config", help="YAML of a run; only its data: part is read. Later files win."
+    )
+    parser.add_argument(
+        "--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins."
+    )
     parser.add_class_arguments(preparation.Corpus, "data")
 
     def corpus_part(path: str) -> dict[str, Any]:
@@ -129,7 +143,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
         value = get_loader("yaml")(text)
     except OSError as error:
-        raise MissingFile(f"--config={path}: {error.strerror}. Name a YAML file; the project's own are in configs/.") from error
+        raise MissingFile(
+            f"--config={path}: {error.strerror}. Name a YAML file; the project's own are in configs/."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadValue(f"--config={path}: not valid YAML: {error}") from error
     if not isinstance(value, dict):

@@ -7,7 +7,8 @@ import os
 import tempfile
 import time
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,20 @@ from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, write_json, write_text
 from scratchlm.model import checkpoint as checkpoint_file
+from scratchlm.model.gpt import GPT
 from scratchlm.model.probe import choose
 from scratchlm.training.callbacks import DivergenceGuard, Progress, Samples, Summary, Throughput
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO, newest_whole
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
 from scratchlm.training.task import NextTokenTask
 
-_NOT_SAVED = ("ckpt_path", "fresh", "weights_only", "return_predictions", "output")  # what one call asked for, not what the run is
+_NOT_SAVED = (
+    "ckpt_path",
+    "fresh",
+    "weights_only",
+    "return_predictions",
+    "output",
+)  # what one call asked for, not what the run is
 
 
 def run(argv: list[str]) -> None:
@@ -46,13 +54,7 @@ def run(argv: list[str]) -> None:
     """
     _quiet()
     with ExitStack() as stack:
-        command = RunCLI.__new__(RunCLI)
-        try:
-            command.__init__(argv, stack)  # type: ignore[misc]  # LightningCLI runs the verb in its constructor
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, UserError) or not _is_out_of_memory(error):
-                raise
-            raise BrokenState(_memory_advice(command.config[command.subcommand])) from error
+        RunCLI(argv, stack)  # LightningCLI runs the verb in its constructor
 
 
 class RunParser(OneLineErrors, LightningArgumentParser):
@@ -102,9 +104,16 @@ class RunCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, prog=f"scratchlm {subcommand}", **kwargs)
         if subcommand == "fit":
-            parser.add_argument("--fresh", type=bool, default=False, help="Move the run folder's old run aside and start anew.")
+            parser.add_argument(
+                "--fresh", type=bool, default=False, help="Move the run folder's old run aside and start anew."
+            )
         if subcommand == "predict":
-            parser.add_argument("--output", type=str | None, default=None, help="JSONL to write; default completions.jsonl in the run folder.")
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="JSONL to write; default completions.jsonl in the run folder.",
+            )
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -126,6 +135,15 @@ class RunCLI(LightningCLI):
         if self.subcommand == "predict":
             config.data.checkpoint = config.ckpt_path
         self._choose_machine(config)
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and Trainer."""
+        with _memory_advice(self.config[self.subcommand]):
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with _memory_advice(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer with our loggers, callbacks and checkpoint writer beside whatever the YAML names."""
@@ -200,10 +218,14 @@ class RunCLI(LightningCLI):
 
     def _checkpoint_to_score(self, config: Namespace) -> Path:
         if config.ckpt_path is None:
-            raise BadValue(f"--ckpt_path: {self.subcommand} scores a trained model. Name a checkpoint file, or last or best with -c.")
+            raise BadValue(
+                f"--ckpt_path: {self.subcommand} scores a trained model. Name a checkpoint file, or last or best with -c."
+            )
         path = _find_checkpoint(self.folder, config.ckpt_path)
         if path is None:
-            raise MissingFile(f"--ckpt_path={config.ckpt_path}: no checkpoint in {self.folder / 'checkpoints'}. Make one with scratchlm fit.")
+            raise MissingFile(
+                f"--ckpt_path={config.ckpt_path}: no checkpoint in {self.folder / 'checkpoints'}. Make one with scratchlm fit."
+            )
         return path
 
     def _prepare_corpus(self, config: Namespace) -> None:
@@ -230,14 +252,27 @@ class RunCLI(LightningCLI):
         recorded = getattr(self, "choices", {})
         gpt = config.model.gpt
         vocab_size = _vocab_size(config)
-        choice = choose(kind, precision, vocab_size=vocab_size, d_model=gpt.d_model, n_heads=gpt.n_heads, d_head=gpt.d_head, attention=gpt.attention)
+        choice = choose(
+            kind,
+            precision,
+            vocab_size=vocab_size,
+            d_model=gpt.d_model,
+            n_heads=gpt.n_heads,
+            d_head=gpt.d_head,
+            attention=gpt.attention,
+        )
         if precision == "auto" and recorded.get("device") == choice.device_type:
             choice.precision, choice.reason = recorded["precision"], "as when this run began"
         config.trainer.accelerator, config.trainer.precision = choice.device_type, choice.precision
         config.model.gpt.attention = choice.attention
         _say(f"{choice.device_type}, {choice.precision}: {choice.reason}")
         if self.subcommand == "fit":
-            self.choices = recorded | {"device": choice.device_type, "precision": choice.precision, "attention": choice.attention, "reason": choice.reason}
+            self.choices = recorded | {
+                "device": choice.device_type,
+                "precision": choice.precision,
+                "attention": choice.attention,
+                "reason": choice.reason,
+            }
             self.choices.setdefault("wandb_id", os.urandom(4).hex())
             if rank_zero_only.rank == 0:
                 write_json(self.folder / "choices.json", self.choices)
@@ -249,7 +284,9 @@ class RunCLI(LightningCLI):
         if asked in (None, True):
             mode = wandb_mode()
             if mode != "disabled":
-                loggers.append(WandbRun(self.folder, self.choices["wandb_id"], tokens_per_step, mode, self.configuration))
+                loggers.append(
+                    WandbRun(self.folder, self.choices["wandb_id"], tokens_per_step, mode, self.configuration)
+                )
         elif asked:
             loggers += asked if isinstance(asked, list) else [asked]
         return loggers
@@ -272,7 +309,9 @@ def _check_trainer_keys(config: Namespace, subcommand: str) -> None:
             "Set data.global_batch_size and data.micro_batch_size, both in sequences."
         )
     if not isinstance(trainer.val_check_interval, int) or trainer.val_check_interval < 1:
-        raise BadValue(f"trainer.val_check_interval={trainer.val_check_interval}: here it counts optimizer steps. Give a whole number, 1 or more.")
+        raise BadValue(
+            f"trainer.val_check_interval={trainer.val_check_interval}: here it counts optimizer steps. Give a whole number, 1 or more."
+        )
     lengths = {
         "trainer.max_steps": None if trainer.max_steps == -1 else trainer.max_steps,
         "trainer.max_epochs": trainer.max_epochs,
@@ -282,7 +321,9 @@ def _check_trainer_keys(config: Namespace, subcommand: str) -> None:
     if subcommand == "fit" and not trainer.fast_dev_run:
         if len(given) != 1:
             said = " and ".join(f"{key}={value}" for key, value in given.items()) or "none of " + ", ".join(lengths)
-            raise BadValue(f"{said}: exactly one sets the length of the run. " + ("Remove the others." if given else "Give one."))
+            raise BadValue(
+                f"{said}: exactly one sets the length of the run. " + ("Remove the others." if given else "Give one.")
+            )
         ((key, value),) = given.items()
         if value < 1:
             raise BadValue(f"{key}={value}: a run has an end. Give a number of at least 1.")
@@ -327,7 +368,9 @@ def _vocab_size(config: Namespace) -> int:
     try:
         manifest = json.loads((Path(config.data.folder) / "manifest.json").read_text())
     except FileNotFoundError as error:
-        raise MissingFile(f"data.folder={config.data.folder}: no bins there. Make them with scratchlm prepare.") from error
+        raise MissingFile(
+            f"data.folder={config.data.folder}: no bins there. Make them with scratchlm prepare."
+        ) from error
     return int(manifest["vocab_size"])
 
 
@@ -351,23 +394,23 @@ def _move_aside(folder: Path) -> None:
     _say(f"the old run is in {aside}")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in ("can't allocate memory", "out of memory", "Cannot allocate memory")
-    )
-
-
-def _memory_advice(config: Namespace) -> str:
-    from scratchlm.model.gpt import GPT
-
-    data, gpt = config.data, config.model.gpt
-    with torch.device("meta"):
-        need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(data.micro_batch_size)
-    return (
-        f"out of memory: this step needs about {need / 1e9:.1f} GB. In this order, lower "
-        f"data.micro_batch_size={data.micro_batch_size}, data.context_length={data.context_length}, "
-        f"model.gpt.d_model={gpt.d_model} or model.gpt.n_layers={gpt.n_layers}."
-    )
+@contextmanager
+def _memory_advice(config: Namespace) -> Iterator[None]:
+    """Turns running out of memory into the computed need and what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        words = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+        if isinstance(error, UserError) or not (isinstance(error, MemoryError) or any(w in str(error) for w in words)):
+            raise
+        data, gpt = config.data, config.model.gpt
+        with torch.device("meta"):
+            need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(data.micro_batch_size)
+        raise BrokenState(
+            f"out of memory: this step needs about {need / 1e9:.1f} GB. In this order, lower "
+            f"data.micro_batch_size={data.micro_batch_size}, data.context_length={data.context_length}, "
+            f"model.gpt.d_model={gpt.d_model} or model.gpt.n_layers={gpt.n_layers}."
+        ) from error
 
 
 def _say(text: str) -> None:
