@@ -1,4 +1,4 @@
-"""The one command: which verb runs what, and the face of every error. Heavy libraries are imported by the verb that needs them."""
+"""The one command: which verb runs what, and the face of every error. A verb imports the libraries it needs itself."""
 
 import difflib
 import importlib
@@ -29,7 +29,7 @@ _TRAINER_VERBS = ("fit", "validate", "test", "predict")
 
 
 def main() -> None:
-    """Runs the verb on the command line. Exit status: 0 done, 2 a mistake the user can mend (one line), 1 our bug (traceback)."""
+    """Runs the verb on the command line; exits with 0 when done, 2 after a user's mistake, 1 after ours."""
     try:
         _run(sys.argv[1:])
     except UserError as error:
@@ -166,7 +166,7 @@ def one_line(message: str) -> str:
 
 
 class OneLineErrors:
-    """Mixin for parsers: a mistake on the command line is answered by one line that names the nearest key, not by the usage."""
+    """Mixin for parsers: a mistake is answered by one line that names the nearest key, not by the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the line and exits with status 2."""

@@ -13,7 +13,7 @@ from scratchlm.errors import BrokenState
 
 @contextmanager
 def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
-    """Holds `folder` for this process until the block ends; a dead owner's lock is free at once, for the kernel drops it.
+    """Holds `folder` for this process until the block ends; the kernel frees a dead owner's lock at once.
 
     Args:
         folder: The folder to own; made if missing.
