@@ -1,4 +1,4 @@
-"""The one command: which verb runs what, and the face of every error. Heavy libraries are imported by the verb that needs them."""
+"""The one command: which verb runs what, and the face of every error. A verb imports the libraries it needs itself."""
 
 import difflib
 import importlib
@@ -29,7 +29,7 @@ _TRAINER_VERBS = ("fit", "validate", "test", "predict")
 
 
 def main() -> None:
-    """Runs the verb on the command line. Exit status: 0 done, 2 a mistake the user can mend (one line), 1 our bug (traceback)."""
+    """Runs the verb on the command line; exits with 0 when done, 2 after a user's mistake, 1 after ours."""
     try:
         _run(sys.argv[1:])
     except UserError as error:
@@ -53,10 +53,18 @@ def _run(argv: list[str]) -> None:
     elif verb in _TRAINER_VERBS:
         importlib.import_module("scratchlm.run").run(argv)
     elif verb in _FUNCTIONS:
-        auto_cli(_load(_FUNCTIONS[verb]), args=rest, as_positional=False, parser_class=OneLineParser, prog=f"scratchlm {verb}")
+        auto_cli(
+            _load(_FUNCTIONS[verb]),
+            args=rest,
+            as_positional=False,
+            parser_class=OneLineParser,
+            prog=f"scratchlm {verb}",
+        )
     else:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise BadValue(f"{verb}: no such verb. " + (f"Did you mean {near[0]}?" if near else f"The verbs: {', '.join(VERBS)}."))
+        raise BadValue(
+            f"{verb}: no such verb. " + (f"Did you mean {near[0]}?" if near else f"The verbs: {', '.join(VERBS)}.")
+        )
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -68,9 +76,15 @@ def _load(target: str) -> Callable[..., Any]:
 def _prepare(argv: list[str]) -> None:
     preparation = importlib.import_module("scratchlm.data.preparation")
     corpus_keys = set(inspect.signature(preparation.Corpus).parameters)
-    parser = OneLineParser(prog="scratchlm prepare", description="Text to tokenizer to bins, as the data: part of a YAML says.")
-    parser.add_argument("-c", "--config", action="config", help="YAML of a run; only its data: part is read. Later files win.")
-    parser.add_argument("--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins.")
+    parser = OneLineParser(
+        prog="scratchlm prepare", description="Text to tokenizer to bins, as the data: part of a YAML says."
+    )
+    parser.add_argument(
+        "-c", "--config", action="config", help="YAML of a run; only its data: part is read. Later files win."
+    )
+    parser.add_argument(
+        "--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins."
+    )
     parser.add_class_arguments(preparation.Corpus, "data")
 
     def corpus_part(path: str) -> dict[str, Any]:
@@ -129,7 +143,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
         value = get_loader("yaml")(text)
     except OSError as error:
-        raise MissingFile(f"--config={path}: {error.strerror}. Name a YAML file; the project's own are in configs/.") from error
+        raise MissingFile(
+            f"--config={path}: {error.strerror}. Name a YAML file; the project's own are in configs/."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadValue(f"--config={path}: not valid YAML: {error}") from error
     if not isinstance(value, dict):
@@ -150,7 +166,7 @@ def one_line(message: str) -> str:
 
 
 class OneLineErrors:
-    """Mixin for parsers: a mistake on the command line is answered by one line that names the nearest key, not by the usage."""
+    """Mixin for parsers: a mistake is answered by one line that names the nearest key, not by the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the line and exits with status 2."""
