@@ -1,0 +1,383 @@
+"""Text to ids and back: training, loading and saving a tokenizer, whole texts and piece by piece.
+
+Three kinds, all saved as one `tokenizer.json` that Hugging Face `tokenizers` reads. `bpe` and `unigram` work on the
+bytes of the text, so they spell any text; `char` spells the characters it was trained on. All give back exactly the
+text they were given.
+"""
+
+import codecs
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from scratchlm.errors import BadValue, MissingFile
+from scratchlm.files.whole import write_text
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
+END_OF_TEXT = SPECIAL_TOKENS[0]
+KINDS = ("bpe", "unigram", "char")
+MAX_VOCAB_SIZE = 2**16  # an id is stored as uint16
+MIN_VOCAB_SIZE = 2**8 + len(SPECIAL_TOKENS)  # of a tokenizer that works on bytes
+
+# tokenizers warns when a process forks after its threads have run, unless this is set. It reads the variable at every
+# call: a forked child has lost those threads and would wait for them for ever, so there it says false.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: a str can hold it, UTF-8 cannot
+
+
+class Tokenizer:
+    """Gives back every text it can spell; to it, the literal text of a special token is ordinary text."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        """Adds the special tokens that `inner` lacks, and looks up what every id stands for.
+
+        Args:
+            inner: From `train`, `load` or `from_json`, which make sure that it can be what this class promises.
+
+        Raises:
+            BadValue: The vocabulary does not fit uint16, or `inner` does not give back its text.
+        """
+        inner.add_special_tokens(
+            [tokenizers.AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
+        )
+        inner.encode_special_tokens = True  # not stored in the JSON
+        self._inner = inner
+        names = {id: text for text, id in inner.get_vocab(with_added_tokens=True).items()}
+        added = inner.get_added_tokens_decoder()
+        self.kind = _kind_of(json.loads(inner.to_str()))
+        self.vocab_size = max(names) + 1
+        self.special_ids = sorted(id for id, token in added.items() if token.special)
+        self.end_of_text_id = next(id for id, token in added.items() if token.content == END_OF_TEXT)
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise BadValue(
+                f"data.tokenizer: a vocabulary of {self.vocab_size:,} tokens does not fit; ids are stored as uint16, "
+                f"so {MAX_VOCAB_SIZE:,} is the most. Adopt a smaller one, or train one: data.tokenizer=bpe."
+            )
+        spell = _bytes_of_piece if self.kind != "char" else str.encode
+        self._bytes = [b""] * self.vocab_size
+        for id, name in names.items():
+            if id not in added:
+                self._bytes[id] = spell(name)
+            elif not added[id].special:
+                self._bytes[id] = added[id].content.encode()
+        self._alphabet = {piece for piece in self._bytes if piece}
+        self._byte_gaps = set() if self.kind == "char" else {n for n in range(256) if bytes([n]) not in self._alphabet}
+        self._check()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text; nothing is put before or behind.
+
+        Args:
+            text: Any text. Half of a surrogate pair, which UTF-8 cannot hold, is read as U+FFFD.
+
+        Returns:
+            Ids, each below `vocab_size`, none of them special.
+
+        Raises:
+            BadValue: A character cannot be spelled; the line names it.
+        """
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts, as `encode` gives them one by one, on all cores."""
+        whole = [_SURROGATE.sub("\ufffd", text) for text in texts]
+        if self.kind == "char" or self._byte_gaps:
+            unknown = sorted({character for text in whole for character in self.unknown_characters(text)})
+            if unknown:
+                raise BadValue(
+                    f"text: the tokenizer cannot spell {_spelled_out(unknown)}, which its training text did not hold. "
+                    "Leave the character out, or train a tokenizer that spells any text: data.tokenizer=bpe."
+                )
+        return [encoding.ids for encoding in self._inner.encode_batch_fast(whole, add_special_tokens=False)]
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """The characters of `text` that it has no ids for, sorted; always none where it knows all 256 bytes."""
+        if self.kind == "char":
+            return sorted(character for character in set(text) if character.encode() not in self._alphabet)
+        if not self._byte_gaps:
+            return []
+        return sorted(character for character in set(text) if not self._byte_gaps.isdisjoint(character.encode()))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(self._bytes[id] for id in ids).decode(errors="replace")
+
+    def stream(self) -> "PieceDecoder":
+        """A decoder for ids that come one by one."""
+        return PieceDecoder(self._bytes)
+
+    def bytes_of_ids(self) -> list[int]:
+        """UTF-8 bytes that each id stands for, 0 for special tokens; over the ids of a text they sum to its length."""
+        return [len(piece) for piece in self._bytes]
+
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`; `from_json` of it is this tokenizer again, and gives the same JSON."""
+        return self._inner.to_str()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer.json`, and for a BPE the older form beside it: `vocab.json` and `merges.txt`."""
+        folder = Path(folder)
+        write_text(folder / "tokenizer.json", self.to_json())
+        if self.kind == "bpe":
+            vocabulary = sorted(self._inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+            merges = json.loads(self.to_json())["model"]["merges"]
+            write_text(folder / "vocab.json", json.dumps(dict(vocabulary), ensure_ascii=False))
+            write_text(
+                folder / "merges.txt", "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
+            )
+
+    def _check(self) -> None:
+        """Refuses an adopted tokenizer that would lose text; one of our own making always passes."""
+        for text in (*_PROBES, *SPECIAL_TOKENS, *(f"a {special} b" for special in SPECIAL_TOKENS)):
+            if self.unknown_characters(text):
+                continue
+            ids = self.encode(text)
+            if self.decode(ids) != text or not set(self.special_ids).isdisjoint(ids):
+                raise BadValue(
+                    f"data.tokenizer: this tokenizer reads {text!r} as {self.decode(ids)!r} and so would change the "
+                    "corpus. Adopt one that works on bytes and changes nothing, as GPT-2's, or train one: "
+                    "data.tokenizer=bpe."
+                )
+
+
+class PieceDecoder:
+    """Text out of ids that come one by one: a character appears when all of its bytes are there.
+
+    The pieces joined, with `end`, are what `Tokenizer.decode` gives for all ids at once.
+    """
+
+    def __init__(self, bytes_of_id: Sequence[bytes]) -> None:
+        """Begins a new text; made by `Tokenizer.stream`.
+
+        Args:
+            bytes_of_id: The bytes each id stands for.
+        """
+        self._bytes = bytes_of_id
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, id: int) -> str:
+        """The characters that are whole now that `id` has come; often none, when it ends inside a character."""
+        return self._decoder.decode(self._bytes[id])
+
+    def end(self) -> str:
+        """What is left: U+FFFD for a character that was never finished, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def train(kind: str, texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> Tokenizer:
+    """Makes a tokenizer out of texts; the same texts in the same order give the same tokenizer, to the byte.
+
+    Args:
+        kind: `bpe`, `unigram` or `char`.
+        texts: What to learn from, read once. For `char`, the whole text: it spells only characters that are here.
+        vocab_size: Tokens to aim at, the four special ones included. Too little text gives fewer. `char` does not look
+            at it: it takes as many as there are characters.
+        min_frequency: `bpe` merges no pair of pieces seen fewer times than this.
+
+    Returns:
+        A tokenizer whose ids 0 to 3 are the special tokens.
+
+    Raises:
+        BadValue: An argument out of its range, no text, or more characters than ids.
+    """
+    if kind not in KINDS:
+        raise BadValue(
+            f"data.tokenizer={kind}: no such kind. Take one of {', '.join(KINDS)}, or the path of a tokenizer.json."
+        )
+    if kind != "char" and not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise BadValue(
+            f"data.vocab_size={vocab_size}: a {kind} tokenizer needs {MIN_VOCAB_SIZE} (256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens), and {MAX_VOCAB_SIZE} is the most that uint16 ids can number. "
+            "Name a size between them."
+        )
+    if min_frequency < 1:
+        raise BadValue(f"data.min_frequency={min_frequency}: a pair is seen once at least. Take 1 or more.")
+    whole = (_SURROGATE.sub("\ufffd", text) for text in texts if text)
+    first = next(whole, None)
+    if first is None:
+        raise BadValue(f"data.tokenizer={kind}: there is no text to train it on. Name sources that have some.")
+    read = itertools.chain([first], whole)
+    if kind == "char":
+        return Tokenizer(_character_level(read))
+    inner = _byte_level(models.BPE() if kind == "bpe" else models.Unigram())
+    if kind == "bpe":
+        inner.train_from_iterator(
+            read,
+            trainers.BpeTrainer(
+                vocab_size=vocab_size,
+                min_frequency=min_frequency,
+                special_tokens=list(SPECIAL_TOKENS),
+                initial_alphabet=sorted(_BYTE_OF_CHARACTER),
+                show_progress=False,
+            ),
+        )
+    else:
+        _train_unigram(inner, read, vocab_size)
+    return Tokenizer(inner)
+
+
+def load(path: str | Path) -> Tokenizer:
+    """Adopts a tokenizer that exists.
+
+    Args:
+        path: A `tokenizer.json`, or a folder with one, or a folder with `vocab.json` and `merges.txt`.
+
+    Returns:
+        The tokenizer. Special tokens that it lacks are added behind its own.
+
+    Raises:
+        MissingFile: No such file, or nothing of the kind in the folder.
+        BadValue: The file cannot be read as a tokenizer, is none that gives back its text, or is too large for uint16.
+    """
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    pair = (path / "vocab.json", path / "merges.txt")
+    if file.is_file():
+        try:
+            return from_json(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise BadValue(
+                f"data.tokenizer={path}: not a tokenizer.json (it is no UTF-8 text). Name another file."
+            ) from None
+    if all(part.is_file() for part in pair):
+        try:
+            inner = _byte_level(models.BPE.from_file(*map(str, pair)))
+        except Exception as error:  # the library raises no narrower kind
+            raise BadValue(f"data.tokenizer={path}: vocab.json and merges.txt cannot be read ({error}).") from None
+        return Tokenizer(inner)
+    raise MissingFile(
+        f"data.tokenizer={path}: no tokenizer there. Name a tokenizer.json, or a folder with one or with vocab.json "
+        f"and merges.txt, or have one trained: data.tokenizer={KINDS[0]}."
+    )
+
+
+def from_json(text: str) -> Tokenizer:
+    """The tokenizer whose `tokenizer.json` has this content.
+
+    Whatever would change, cut or decorate a text is taken off an adopted one: truncation, padding, dropout, the tokens
+    that its post-processor puts around a text, NFC (cleaning has a switch of its own, `data.normalize`).
+
+    Raises:
+        BadValue: As for `load`.
+    """
+    try:
+        settings: dict[str, Any] = json.loads(text)
+        settings |= {"truncation": None, "padding": None, "post_processor": None}
+        if (settings.get("normalizer") or {}).get("type") == "NFC":
+            settings["normalizer"] = None
+        settings["model"]["dropout"] = None
+        for token in settings["added_tokens"]:
+            token |= {
+                "lstrip": False,
+                "rstrip": False,
+                "special": token["special"] or token["content"] in SPECIAL_TOKENS,
+            }
+        inner = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    except Exception as error:  # the library raises no narrower kind
+        raise BadValue(
+            f"data.tokenizer: not a tokenizer.json ({error}). Name one that Hugging Face tokenizers can read."
+        ) from None
+    return Tokenizer(inner)
+
+
+def _kind_of(settings: dict[str, Any]) -> str:
+    """Which of our kinds a tokenizer.json is, by its parts."""
+    model, decoder = settings["model"]["type"], (settings["decoder"] or {}).get("type")
+    if decoder == "ByteLevel" and model in ("BPE", "Unigram"):
+        return "bpe" if model == "BPE" else "unigram"
+    if decoder == "Fuse" and model == "BPE" and settings["pre_tokenizer"] is None and not settings["model"]["merges"]:
+        return "char"
+    raise BadValue(
+        f"data.tokenizer: a {model} model with a {decoder} decoder does not give back every text unchanged. Adopt a "
+        "BPE or Unigram that works on bytes (a ByteLevel decoder, as GPT-2's), or train one: data.tokenizer=bpe."
+    )
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _character_level(texts: Iterable[str]) -> tokenizers.Tokenizer:
+    """A BPE without merges: every character is a piece."""
+    alphabet: set[str] = set()
+    for text in texts:
+        alphabet.update(text)
+    if len(alphabet) + len(SPECIAL_TOKENS) > MAX_VOCAB_SIZE:
+        raise BadValue(
+            f"data.tokenizer=char: the text has {len(alphabet):,} different characters, and uint16 ids can number "
+            f"{MAX_VOCAB_SIZE:,}. Take data.tokenizer=bpe."
+        )
+    pieces = (*SPECIAL_TOKENS, *sorted(alphabet))
+    inner = tokenizers.Tokenizer(models.BPE(vocab={piece: id for id, piece in enumerate(pieces)}, merges=[]))
+    inner.decoder = decoders.Fuse()
+    return inner
+
+
+def _train_unigram(inner: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int) -> None:
+    """Trains `inner` and makes the result the same every time.
+
+    The library walks a hash map with a random seed. Measured over 24 trainings on 0.4 to 5 MB, the pieces came out the
+    same each time; what moved were the last digits of their scores (by up to 4e-11, so three decimals are safe) and the
+    scores of characters that it adds at the end, spaced by 0.0001 upwards from the lowest, in the map's order.
+    """
+    inner.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(
+            vocab_size=vocab_size - len(SPECIAL_TOKENS),
+            special_tokens=[],
+            initial_alphabet=sorted(_BYTE_OF_CHARACTER),
+            show_progress=False,
+        ),
+    )
+    scores = {piece: round(score, 3) for piece, score in json.loads(inner.to_str())["model"]["vocab"]}
+    lowest = min(scores.values())
+    for piece, score in scores.items():
+        if len(piece) == 1 and score < lowest + 0.0001 * len(_BYTE_OF_CHARACTER):
+            scores[piece] = lowest
+    # A special token stands in the vocabulary for its id alone; no text comes near such a score.
+    unreachable = [(special, lowest - 1000.0) for special in SPECIAL_TOKENS]
+    inner.model = models.Unigram(unreachable + sorted(scores.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _spelled_out(characters: Sequence[str]) -> str:
+    """Characters as a reader can find them, the first few of many."""
+    shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:5])
+    return shown + (f" and {len(characters) - 5} more" if len(characters) > 5 else "")
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Which byte each character of a byte-level piece stands for.
+
+    Source:
+        Radford et al., GPT-2, `bytes_to_unicode`, https://github.com/openai/gpt-2/blob/master/src/encoder.py: bytes
+        that print stand for themselves, the others are numbered from U+0100.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
+
+
+def _bytes_of_piece(piece: str) -> bytes:
+    return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+
+
+# Text that a lossy tokenizer is likely to change: case, double blanks, line ends, accents beside their letters.
+_PROBES = (
+    " Two  blanks,\ta tab; CAPITALS,\r\nand a line end. ",
+    "12345 e\u0301 \u00e9 \u4f60\u597d \U0001f469\u200d\U0001f680 \ufb01\x00",
+)
