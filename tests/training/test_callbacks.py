@@ -1,8 +1,8 @@
 import json
 import sys
+import time
 
 import pytest
-import torch
 from lightning.pytorch import Callback
 
 from scratchlm.training.callbacks import DivergenceGuard, Summary, Throughput
@@ -77,17 +77,13 @@ def test_sampling_leaves_the_training_as_it_is(tiny, tmp_path):
 def test_throughput_counts_training_and_not_validation(tiny, tmp_path):
     class Slow(Callback):
         def on_validation_batch_start(self, *args, **kwargs):
-            torch.ones(10).sum()
-            Slow.time.sleep(0.1)
+            time.sleep(0.05)
 
-    import time
-
-    Slow.time = time
-    fit(tiny, tmp_path, callbacks=[Slow()], max_steps=6, val_every_steps=1)
-    lines = read_metrics(tmp_path)
-    assert all(line["throughput/tokens_per_second"] > 128 / 0.5 for line in lines[1:])
-    assert all(0 <= line["throughput/data_wait_fraction"] < 1 for line in lines)
-    assert all("throughput/mfu" not in line for line in lines), "no peak is known of a CPU"
+    fit(tiny, tmp_path, callbacks=[Slow()], max_steps=6, val_every_steps=2)
+    after_validation = read_metrics(tmp_path)[2::2]
+    assert max(line["throughput/tokens_per_second"] for line in after_validation) > 128 / (7 * 0.05)
+    assert all(0 <= line["throughput/data_wait_fraction"] < 1 for line in after_validation)
+    assert all("throughput/mfu" not in line for line in after_validation), "no peak is known of a CPU"
 
 
 def test_utilisation_is_the_share_of_a_known_peak(tiny, tmp_path):

@@ -66,9 +66,9 @@ def test_a_folder_without_checkpoints_has_no_newest(tmp_path):
 def test_a_damaged_or_missing_file_is_one_line(run_folder):
     path = run_folder / "checkpoints" / "step-00000002.ckpt"
     flip_a_bit(path)
-    with pytest.raises(BrokenState, match="step-00000002.ckpt"):
+    with pytest.raises(BrokenState, match=r"step-00000002\.ckpt"):
         WholeCheckpointIO().load_checkpoint(path)
-    with pytest.raises(MissingFile, match="missing.ckpt"):
+    with pytest.raises(MissingFile, match=r"missing\.ckpt"):
         WholeCheckpointIO().load_checkpoint(run_folder / "missing.ckpt")
 
 

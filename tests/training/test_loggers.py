@@ -116,6 +116,7 @@ def test_a_training_leaves_an_offline_run_with_axis_sections_loss_tables_and_con
     assert ("data", {"folder": "data/tiny"}) in [(key_of(i), json.loads(i.value_json)) for i in configuration]
 
     history = [{key_of(i): json.loads(i.value_json) for i in r.history.item} for r in found if r.HasField("history")]
+    # A table is a file, and its facts in the history lie one level deeper: samples/completions -> path.
     truth = read_metrics(tmp_path)
     losses = {line["tokens"]: line["train/loss"] for line in history if "train/loss" in line}
     assert losses == {line["tokens"]: line["train/loss"] for line in truth}
@@ -123,14 +124,15 @@ def test_a_training_leaves_an_offline_run_with_axis_sections_loss_tables_and_con
     assert scores == {line["tokens"]: line["val/tales/loss"] for line in truth if "val/loss" in line}
     sections = {name.split("/")[0] for line in history for name in line if "/" in name}
     assert sections == {"train", "val", "val_per_source", "throughput", "samples", "corpus"}
-    tables = [line for line in history if "samples/completions" in line]
+    tables = [line for line in history if "samples/completions/path" in line]
     assert [line["tokens"] for line in tables] == [5 * 128, 6 * 128]
-    table = json.loads((folder / "files" / tables[-1]["samples/completions"]["path"]).read_text())
+    table = json.loads((folder / "files" / tables[-1]["samples/completions/path"]).read_text())
     assert table["columns"] == ["step", "tokens", "prompt", "completion"]
     assert table["data"][0][:3] == [6, 768, ""]
-    (card,) = [line["corpus/card"] for line in history if "corpus/card" in line]
-    table = json.loads((folder / "files" / card["path"]).read_text())
-    assert table["data"] == [["tales", 3000, "tales.txt"], ["facts", 1500, "facts.txt"]]
+    (card,) = [line["corpus/card/path"] for line in history if "corpus/card/path" in line]
+    table = json.loads((folder / "files" / card).read_text())
+    assert table["columns"] == ["name", "uri", "tokens", "share"]
+    assert table["data"][0] == ["tales", "tales.txt", "{'train': 3000}", 0.6]
 
 
 def test_online_without_a_key_goes_offline_and_prompts_for_nothing(tmp_path, capsys):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def test_the_rate_rises_in_a_line_to_its_peak_falls_to_the_floor_and_stays():
     curve = rates(120)
     assert curve[:10] == pytest.approx([1e-4 * k for k in range(1, 11)])
     assert max(curve) == curve[9] == 1e-3
-    assert all(left > right for left, right in zip(curve[9:99], curve[10:100], strict=True))
+    assert all(left > right for left, right in pairwise(curve[9:100]))
     assert curve[54] == pytest.approx((1e-3 + 1e-4) / 2)  # half-way down a cosine
     assert curve[99:] == pytest.approx([1e-4] * 21)
 

@@ -161,7 +161,9 @@ def test_float16_is_refused(tiny, tmp_path):
 
 
 def test_a_rate_that_blows_up_stops_the_run_with_a_third_of_it_and_no_checkpoint_is_bad(tiny, tmp_path):
-    with pytest.raises(BrokenState, match=r"model.learning_rate=1e\+30: .*at step [2-9].*--model.learning_rate 3.3e\+29"):
+    with pytest.raises(
+        BrokenState, match=r"model.learning_rate=1e\+30: .*at step [2-9].*--model.learning_rate 3.3e\+29"
+    ):
         fit(tiny, tmp_path, task=tiny.tiny_task(learning_rate=1e30), every_steps=1, max_steps=9)
     for path in (tmp_path / "checkpoints").iterdir():
         weights = torch.load(path, weights_only=True)["state_dict"]
@@ -202,4 +204,6 @@ def test_two_processes_give_the_scores_and_the_losses_of_one(tiny, run_tiny, tmp
     names = [name for name in expected[4] if name.startswith(("train/", "val/"))]
     assert "val/facts/loss" in names
     for left, right in zip(expected, found, strict=True):
-        assert {n: right[n] for n in names if n in right} == pytest.approx({n: left[n] for n in names if n in left}, abs=1e-6)
+        assert {n: right[n] for n in names if n in right} == pytest.approx(
+            {n: left[n] for n in names if n in left}, abs=1e-6
+        )

@@ -177,7 +177,7 @@ _SHOWN = ("val/loss", "val/perplexity", "val/bits_per_byte")
 
 
 class Throughput(Callback):
-    """Tokens a second, the share of the device's peak (MFU) where that is known, and the share of time waiting for data.
+    """Tokens a second, share of the device's peak (MFU) where that is known, share of the time spent waiting for data.
 
     Validation, samples and the writing of checkpoints do not count.
     """
@@ -332,10 +332,12 @@ def _peak_flops(device: torch.device, precision: str) -> float | None:
 
 def _card_rows(card: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a source, one column for each fact that every source has."""
-    sources = {name: facts for name, facts in card.items() if isinstance(facts, dict)}
-    shared = [key for key in next(iter(sources.values()), {}) if all(key in facts for facts in sources.values())]
-    plain = (str, int, float, bool, type(None))
-    return [
-        {"source": name} | {key: v if isinstance(v := facts[key], plain) else str(v) for key in shared}
-        for name, facts in sources.items()
-    ]
+    sources = card.get("sources", [])
+    shared = [key for key in (sources[0] if sources else {}) if all(key in facts for facts in sources)]
+    return [{key: _cell(facts[key]) for key in shared} for facts in sources]
+
+
+def _cell(fact: Any) -> str | float:
+    """A column of a W&B table has one type: numbers stay, the rest is text."""
+    is_number = isinstance(fact, int | float) and not isinstance(fact, bool)
+    return fact if is_number else "" if fact is None else str(fact)

@@ -181,7 +181,8 @@ class NextTokenTask(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         is_bad = ~(torch.isfinite(self._norm) & torch.isfinite(self._loss_sum)) & (self._bad_step == 0)
         self._bad_step = torch.where(is_bad, step, self._bad_step)
-        if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's connector
+        if step % interval == 0 or step == self.trainer.max_steps:
             mean = self._loss_sum / self.trainer.accumulate_grad_batches
             mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
             loss, norm = torch.stack([mean, self._norm]).tolist()
@@ -323,8 +324,8 @@ class NextTokenTask(LightningModule):
     def _log_scores(self, split: str) -> None:
         scores = {f"{split}/{name}": value for name, value in self._nats.compute().items()}
         fitting = self.trainer.state.fn == "fit"
-        # Equal on all ranks already. For callback_metrics, and for what validate and test give back and print; inside fit
-        # Lightning's loggers would get a count of its own for a step.
+        # Equal on all ranks already. For callback_metrics, and for what validate and test give back and print; inside
+        # fit, Lightning would also log them at a step by its own count.
         self.log_dict(scores, logger=False if fitting else None, sync_dist=True)
         if fitting and not self.trainer.sanity_checking:
             log_metrics(self.trainer, scores)
