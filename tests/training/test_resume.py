@@ -92,10 +92,11 @@ def test_a_run_goes_on_with_another_micro_batch_size(tiny, tmp_path):
     assert [line["train/loss"] for line in found] == pytest.approx([line["train/loss"] for line in expected], rel=1e-5)
 
 
-def test_a_finished_run_does_nothing_more_and_can_be_prolonged(tiny, tmp_path):
+def test_a_finished_run_does_nothing_more_and_can_be_prolonged(tiny, tmp_path, capsys):
     tiny.main([str(tmp_path), "--steps", "7"])
     tiny.main([str(tmp_path), "--steps", "7", "--resume", "last"])
     assert '"attempt": 2' not in (tmp_path / "metrics.jsonl").read_text()
+    assert "step 7 of 7 is done already" in capsys.readouterr().err
     tiny.main([str(tmp_path), "--steps", "9", "--resume", "last"])
     assert [line["step"] for line in curves(tmp_path)] == list(range(1, 10))
     assert [line["step"] for line in curves(tmp_path) if "val/loss" in line] == [5, 7, 9]

@@ -122,8 +122,10 @@ def tiny_task(dropout: float = 0.0, **settings: Any) -> NextTokenTask:
     """A network of some thousand weights, the same at each call."""
     torch.manual_seed(5)
     gpt = GPT(TOKENIZER.vocab_size, CONTEXT, d_model=16, n_layers=2, n_heads=2, d_ff=32, dropout=dropout)
-    defaults = {"learning_rate": 1e-2, "warmup_steps": 3, "sample_tokens": 4, "corpus": FACTS}
-    return NextTokenTask(gpt, **(defaults | settings))
+    defaults = {"learning_rate": 1e-2, "warmup_steps": 3, "sample_tokens": 4}
+    task = NextTokenTask(gpt, **(defaults | settings))
+    task.corpus = FACTS
+    return task
 
 
 def tiny_trainer(folder: Path, micro: int = 4, devices: int = 1, **settings: Any) -> Trainer:

@@ -43,14 +43,22 @@ def _task(module: LightningModule) -> NextTokenTask:
 class Summary(Callback):
     """Says at the start what will be trained, on what, and for how long; and shows W&B the corpus card."""
 
+    _started = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the summary."""
+        self._started = True
         task = _task(pl_module)
         say("\n".join(f"{name:<16}{value}" for name, value in self.lines(trainer, task).items()))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun) and (rows := _card_rows(task.corpus.get("card", {}))):
                 columns = list(rows[0])
                 logger.log_rows("corpus/card", columns, [list(row.values()) for row in rows], trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so where the run was complete to begin with."""
+        if not self._started:
+            say(f"step {trainer.global_step:,} of {trainer.max_steps:,} is done already: nothing to train.")
 
     def lines(self, trainer: Trainer, task: NextTokenTask) -> dict[str, str]:
         """The summary, by what each line says."""

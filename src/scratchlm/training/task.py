@@ -41,7 +41,6 @@ class NextTokenTask(LightningModule):
         sample_tokens: int = 64,
         temperature: float = 0.8,
         top_k: int | None = 50,
-        corpus: dict[str, Any] | None = None,
     ) -> None:
         """Keeps the settings; rates are functions of them and the step, so a new value holds from the next step on.
 
@@ -60,7 +59,6 @@ class NextTokenTask(LightningModule):
             sample_tokens: Most new tokens of a sample or a prediction.
             temperature: Sampling temperature of samples and predictions; 0 takes the likeliest token.
             top_k: Samples and predictions draw from this many likeliest tokens; null for all.
-            corpus: Plain facts of the data: tokenizer, bytes of each id, sources, card, sizes; set by the data.
 
         Raises:
             BadValue: A rate, fraction or count outside its range.
@@ -77,8 +75,10 @@ class NextTokenTask(LightningModule):
         self.sample_tokens = sample_tokens
         self.temperature = temperature
         self.top_k = top_k
-        self.corpus = corpus or {}
-        self.configuration: dict[str, Any] = {}  # the resolved configuration of the run, for the checkpoint
+        # Set from outside before the Trainer runs: the data module's plain facts (tokenizer JSON, bytes of each id,
+        # sources, card, sizes), and the run's resolved configuration, for the checkpoint.
+        self.corpus: dict[str, Any] = {}
+        self.configuration: dict[str, Any] = {}
         self.step_metrics: dict[str, float] = {}  # filled by a step that logs, empty after any other batch
         self._seed = torch.initial_seed()
         self._tokenizer: Tokenizer | None = None
