@@ -265,11 +265,13 @@ def _sample(corpus: Corpus, sources: list[Source], reading: Reading, sizes: dict
     """Text to train a tokenizer on; notes in `sizes` the bytes of each source that it has read to its end."""
     whole = corpus.tokenizer == "char"
     weight = sum(source.weight for source in sources)
+    faults = []
     with bar("tokenizer", "B", None if whole else corpus.tokenizer_sample_bytes) as progress:
         for source in sources:
             share = sys.maxsize if whole else max(1, round(corpus.tokenizer_sample_bytes * source.weight / weight))
             left = share
-            for text in reading.texts(source):
+            cleaner = reading.cleaner()
+            for text in reading.texts(source, cleaner=cleaner):
                 data = text.encode(errors="replace")
                 yield text if len(data) <= left else data[:left].decode(errors="ignore")
                 progress.update(min(left, len(data)))
@@ -278,6 +280,10 @@ def _sample(corpus: Corpus, sources: list[Source], reading: Reading, sizes: dict
                     break
             else:
                 sizes[source.name] = share - left
+                if left == share:
+                    faults.append(reading.nothing_left(source, cleaner.dropped))
+    if faults:
+        raise BadValue("\n".join(faults))
 
 
 def _file_bytes(source: Source) -> int | None:
