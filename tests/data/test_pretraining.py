@@ -15,6 +15,7 @@ from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.text.tokenizer import load
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # lightning 2.6 under torch 2.13
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # the strided gather needs none
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),  # a resumed run goes on in its folder
 ]
