@@ -419,6 +419,24 @@ def test_a_corpus_larger_than_the_disk_is_refused_before_it_is_read(folder, writ
     assert not folder.exists()
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, three):
+    code = f"""
+import resource
+from scratchlm.data.preparation import Corpus
+from scratchlm.errors import BrokenState
+corpus = Corpus({str(folder)!r}, {three!r}, **{SMALL!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # below train.bin, above tokenizer.json
+try:
+    corpus.prepare()
+except BrokenState as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "no space left to write it" in done.stdout
+    assert "train.bin" in done.stdout
+    assert not folder.exists()
+
+
 def test_an_adopted_tokenizer_is_kept_to_the_byte(prepared, tmp_path, three):
     manifest = Corpus(str(tmp_path / "again"), three, tokenizer=str(prepared), **SMALL).prepare()
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (prepared / "tokenizer.json").read_bytes()

@@ -55,7 +55,7 @@ class Reading(NamedTuple):
 
 
 class Supply:
-    """An endless-looking row of encoded documents: the source, and then, as often as allowed, the source again."""
+    """The encoded documents of one source, and then, as often as allowed, those it trains on once more."""
 
     def __init__(
         self,
