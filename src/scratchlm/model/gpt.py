@@ -170,9 +170,8 @@ class GPT(nn.Module):
         # output, and the feed-forward's wide tensors.
         kept: int = 2 * d_model * (4 + n_bytes) + n_bytes * (4 * self._d_heads + n_wide * d_ff)
         tokens = micro_batch_size * self.context_length
-        explicit_weights = self.settings["dropout"] > 0 or self.attention == "masked"  # T x S weights are then kept
-        if explicit_weights:
-            kept += n_bytes * 3 * self.settings["n_heads"] * self.context_length
+        if self.settings["dropout"] > 0:  # a CPU then keeps attention's T x S weights: measured, 5 float32 copies
+            kept += 5 * 4 * self.settings["n_heads"] * self.context_length
         weight_copies = n_bytes * self.n_parameters if autocast else 0
         loss = 4 * self.head_VD.numel() + 3 * 4 * tokens * d_model + chunk_bytes(self.head_VD.shape[0])
         return 16 * self.n_parameters + weight_copies + len(self.blocks) * tokens * kept + loss
