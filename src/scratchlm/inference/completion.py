@@ -135,15 +135,15 @@ def _pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def _up_to_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """The pieces before the first stop string; text that may yet become one is held back until that is decided."""
+    """The text before the stop string that is complete first; what may yet become one is held back until decided."""
     held = ""
     for piece in pieces:
         held += piece
-        found = [at for string in stop if (at := held.find(string)) >= 0]
-        sure = min(found) if found else len(held) - _n_undecided(held, stop)
+        ends_and_starts = [(at + len(string), at) for string in stop if (at := held.find(string)) >= 0]
+        sure = min(ends_and_starts)[1] if ends_and_starts else len(held) - _n_undecided(held, stop)
         if sure:
             yield held[:sure]
-        if found:
+        if ends_and_starts:
             return
         held = held[sure:]
     if held:
