@@ -31,6 +31,8 @@ def gpt(tokenizer: Tokenizer) -> GPT:
     with torch.no_grad():
         gpt.token_embedding.weight.normal_(0, 1)
         gpt.position_embedding.weight.normal_(0, 3)  # so that it does not repeat itself
+        gpt.norm.bias[0] = 3  # and does not end by itself
+        gpt.token_embedding.weight[tokenizer.end_of_text_id, 0] = -9
     return gpt
 
 
