@@ -6,6 +6,7 @@ is written last and removed first: a folder without it is not prepared.
 """
 
 import json
+import os
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchlm.errors import BadValue, BrokenState, MissingFile
-from scratchlm.files.whole import sha256, whole_file, write_json
+from scratchlm.files.whole import sha256, sync_folder, whole_file, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-SPLITS = ("train", "val", "test")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
 
 TOKEN = np.dtype("<u2")
@@ -109,9 +110,10 @@ class Bin:
         self.folder, self.split = Path(folder), split
         self._tokens: NDArray[np.uint16] | None = None
         self._documents: NDArray[np.void] | None = None
+        self._starts: NDArray[np.uint64] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tokens": None, "_documents": None}
+        return self.__dict__ | {"_tokens": None, "_documents": None, "_starts": None}
 
     @property
     def tokens(self) -> NDArray[np.uint16]:
@@ -141,8 +143,9 @@ class Bin:
         Returns:
             Numbers of sources, of the same shape.
         """
-        starts = self.documents["start"]
-        found = np.searchsorted(starts, positions.astype(starts.dtype), side="right") - 1
+        if self._starts is None:
+            self._starts = np.ascontiguousarray(self.documents["start"])  # searchsorted would copy it at every call
+        found = np.searchsorted(self._starts, positions.astype(np.uint64), side="right") - 1
         sources: NDArray[np.uint8] = self.documents["source"][found]
         return sources
 
@@ -237,3 +240,22 @@ def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
         raise BrokenState(
             f"{tokenizer}: not the tokenizer of these bins (SHA-256 {found[:12]}, not {written[:12]}). {cure}"
         )
+
+
+def publish(staging: str | Path, folder: str | Path) -> None:
+    """Moves finished bins into place; until the manifest has followed the rest, `folder` counts as not prepared.
+
+    Args:
+        staging: The new files, manifest included, on the same filesystem; gone afterwards.
+        folder: Where they belong; bins and tokenizer that it held are replaced, other files stay.
+    """
+    staging, folder = Path(staging), Path(folder)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sync_folder(folder)
+    for pattern in ("*.bin", "*.docs.npy", *TOKENIZER_FILES):
+        for old in folder.glob(pattern):
+            old.unlink()
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
+        os.replace(path, folder / path.name)
+    staging.rmdir()
+    sync_folder(folder)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
@@ -149,7 +149,7 @@ class WandbRun(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run; a dummy that swallows everything where none could be opened."""
+        """The W&B run; a disabled one, which swallows everything, where none could be opened."""
         if self._experiment is None:
             self._experiment = self._open()
         return self._experiment
@@ -214,8 +214,10 @@ class WandbRun(WandbLogger):
         return run
 
     def _give_up(self, error: Exception) -> None:
+        import wandb
+
         say(f"W&B: {_first_line(error)}. Going on without it; {METRICS_FILE} has every number.")
-        self._experiment = DummyExperiment()
+        self._experiment = wandb.init(mode="disabled")
 
 
 def _section(name: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-NOT_SCORED = -100
+from scratchlm.model.loss import IGNORED
 
 
 class Nats(Metric):
@@ -49,7 +49,7 @@ class Nats(Metric):
         nats = nats_BT.flatten().to(device).double()
         targets = targets_BT.flatten().to(device)
         source = source_BT.flatten().to(device).long()
-        scored = targets != NOT_SCORED
+        scored = targets != IGNORED
         self.nats.index_add_(0, source, nats * scored)
         self.tokens.index_add_(0, source, scored.long())
         self.bytes.index_add_(0, source, self.bytes_of_ids_V[targets.clamp_min(0)] * scored)

@@ -24,7 +24,7 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, decay_steps: int
         The rate, a plain float: Metal takes no other.
 
     Source:
-        Radford et al., GPT-1, section 4.1: linear warm-up, cosine. Brown et al., GPT-3, appendix B: the floor at a tenth.
+        Radford et al., GPT-1, section 4.1: linear warm-up, cosine. Brown et al., GPT-3, appendix B: floor at a tenth.
     """
     if step <= warmup_steps:
         return peak * step / warmup_steps
@@ -37,8 +37,8 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, decay_steps: int
 def parameter_groups(gpt: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Every parameter once: matrices decay; embeddings, norms and biases do not.
 
-    Decay acts on a row of the embedding at every step, its gradient as an input only when its token comes up: rare tokens
-    would shrink the most. A tied head is the embedding; a head of its own is a matrix and decays.
+    Decay acts on a row of the embedding at every step, its gradient as an input only when its token comes up: rare
+    tokens would shrink the most. A tied head is the embedding; a head of its own is a matrix and decays.
 
     Args:
         gpt: The network.
