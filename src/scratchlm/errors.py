@@ -1,6 +1,7 @@
 """What went wrong for the user, in one line: the argument with its value, why it cannot work, what to do.
 
-`cli.main` prints a `UserError` as that line and exits with status 2; any other exception is our bug and keeps its traceback.
+`cli.main` prints a `UserError` as that line and exits with status 2; any other exception is our bug and keeps its
+traceback.
 """
 
 

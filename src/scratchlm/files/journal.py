@@ -8,7 +8,7 @@ from typing import IO, Any
 class Journal:
     """A file of JSON objects, one a line, only ever appended to.
 
-    A process killed while writing leaves at most one broken last line: readers pass over it, and the next writer cuts it off.
+    A process killed while writing leaves at most one broken last line: readers pass over it, the next writer cuts it.
     """
 
     def __init__(self, path: str | Path) -> None:

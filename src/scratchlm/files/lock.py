@@ -13,7 +13,7 @@ from scratchlm.errors import BrokenState
 
 @contextmanager
 def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
-    """Holds `folder` for this process until the block ends; a dead owner's lock is free at once, for the kernel drops it.
+    """Holds `folder` for this process until the block ends; the kernel frees a dead owner's lock at once.
 
     Args:
         folder: The folder to own; made if missing.
@@ -29,7 +29,9 @@ def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise BrokenState(f"{folder}: in use by {_owner(file.read())}. Wait for it or name another folder.") from None
+            raise BrokenState(
+                f"{folder}: in use by {_owner(file.read())}. Wait for it or name another folder."
+            ) from None
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()

@@ -1,0 +1,206 @@
+"""The one command: which verb runs what, and the face of every error. A verb imports the libraries it needs itself."""
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, auto_cli, get_loader
+
+from scratchlm import __version__
+from scratchlm.errors import BadValue, MissingFile, UserError
+
+VERBS = {
+    "prepare": "text -> tokenizer -> bins, as the data: part of a YAML says",
+    "fit": "train; prepares too, where the bins are missing",
+    "validate": "score a checkpoint on val.bin",
+    "test": "score a checkpoint on test.bin",
+    "predict": "complete a file of prompts, to JSONL",
+    "generate": "text out of a checkpoint; nothing else is needed",
+}
+_FUNCTIONS = {"generate": "scratchlm.inference.completion:generate"}
+_TRAINER_VERBS = ("fit", "validate", "test", "predict")
+
+
+def main() -> None:
+    """Runs the verb on the command line; exits with 0 when done, 2 after a user's mistake, 1 after ours."""
+    try:
+        _run(sys.argv[1:])
+    except UserError as error:
+        print(f"scratchlm: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("scratchlm: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(argv: list[str]) -> None:
+    verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print("usage: scratchlm VERB [options]\n")
+        print("\n".join(f"  {name:<10}{meaning}" for name, meaning in VERBS.items()))
+        print("\n  scratchlm VERB --help lists a verb's options; scratchlm --version.")
+    elif verb == "--version":
+        print(f"scratchlm {__version__}")
+    elif verb == "prepare":
+        _prepare(rest)
+    elif verb in _TRAINER_VERBS:
+        importlib.import_module("scratchlm.run").run(argv)
+    elif verb in _FUNCTIONS:
+        auto_cli(
+            _load(_FUNCTIONS[verb]),
+            args=rest,
+            as_positional=False,
+            parser_class=OneLineParser,
+            prog=f"scratchlm {verb}",
+        )
+    else:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise BadValue(
+            f"{verb}: no such verb. " + (f"Did you mean {near[0]}?" if near else f"The verbs: {', '.join(VERBS)}.")
+        )
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, name = target.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _prepare(argv: list[str]) -> None:
+    preparation = importlib.import_module("scratchlm.data.preparation")
+    corpus_keys = set(inspect.signature(preparation.Corpus).parameters)
+    parser = OneLineParser(
+        prog="scratchlm prepare", description="Text to tokenizer to bins, as the data: part of a YAML says."
+    )
+    parser.add_argument(
+        "-c", "--config", action="config", help="YAML of a run; only its data: part is read. Later files win."
+    )
+    parser.add_argument(
+        "--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins."
+    )
+    parser.add_class_arguments(preparation.Corpus, "data")
+
+    def corpus_part(path: str) -> dict[str, Any]:
+        data = read_yaml(path).get("data") or {}
+        return {"data": {key: value for key, value in data.items() if key in corpus_keys}}
+
+    with rewritten_configs(argv, corpus_part) as rewritten:
+        given = parser.parse_args(rewritten)
+    manifest = preparation.Corpus(**given.data.as_dict()).prepare(fresh=given.fresh)
+    print(preparation.card_table(manifest))
+
+
+def config_files(argv: list[str]) -> list[str]:
+    """The YAML files that a command line names with `-c` or `--config`, in order."""
+    return [argv[i].removeprefix(flag) for i, flag in _config_positions(argv)]
+
+
+@contextmanager
+def rewritten_configs(argv: list[str], rewrite: Callable[[str], dict[str, Any]]) -> Iterator[list[str]]:
+    """A command line whose YAML files are replaced by what `rewrite` makes of each, for as long as the block lasts.
+
+    Args:
+        argv: Arguments after the verb.
+        rewrite: Path of a YAML file -> the mapping to parse in its place.
+    """
+    rewritten = list(argv)
+    with tempfile.TemporaryDirectory(prefix="scratchlm-") as folder:
+        for number, (i, flag) in enumerate(_config_positions(argv)):
+            path = Path(folder) / f"{number}.yaml"
+            write_yaml(path, rewrite(argv[i].removeprefix(flag)))
+            rewritten[i] = f"{flag}{path}"
+        yield rewritten
+
+
+def _config_positions(argv: list[str]) -> list[tuple[int, str]]:
+    """Where each configuration's path stands in a command line, and the flag glued to its front."""
+    found = []
+    for i, word in enumerate(argv):
+        if word in ("-c", "--config") and i + 1 < len(argv):
+            found.append((i + 1, ""))
+        elif word.startswith("--config="):
+            found.append((i, "--config="))
+    return found
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A configuration file as a dict, read as jsonargparse reads it.
+
+    Raises:
+        MissingFile: There is no such file.
+        BadValue: It is not YAML, or not a mapping.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        value = get_loader("yaml")(text)
+    except OSError as error:
+        raise MissingFile(
+            f"--config={path}: {error.strerror}. Name a YAML file; the project's own are in configs/."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadValue(f"--config={path}: not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise BadValue(f"--config={path}: holds no mapping. Write keys such as data:, model: and trainer:.")
+    return value
+
+
+def write_yaml(path: str | Path, value: dict[str, Any]) -> None:
+    """Writes a configuration so that `read_yaml` gives it back."""
+    import yaml
+
+    Path(path).write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def one_line(message: str) -> str:
+    """A message with its line breaks and runs of blanks folded."""
+    return " ".join(message.split())
+
+
+class OneLineErrors:
+    """Mixin for parsers: a mistake is answered by one line that names the nearest key, not by the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the line and exits with status 2."""
+        print(f"scratchlm: error: {one_line(_plain(message))}{self._suggestion(message)}", file=sys.stderr)
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        asked = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
+        if asked is None:
+            return ""
+        known = [option.removeprefix("--") for option in _options(self)]
+        near = difflib.get_close_matches(asked[1] or asked[2], known, n=1)
+        return f". Did you mean {near[0]}?" if near else ". --help lists the keys."
+
+
+def _options(parser: Any) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):  # subcommands
+            for child in action.choices.values():
+                yield from _options(child)
+
+
+def _plain(message: str) -> str:
+    """jsonargparse's report on a union of types, cut to the key, the value and what it could have been."""
+    union = re.search(
+        r'Parser key "(?P<key>[^"]+)":.*?union subtypes.*?Subtypes: \[(?P<types>.*?)\].*?Given value: (?P<value>.*)',
+        message,
+        re.DOTALL | re.IGNORECASE,
+    )
+    if union is None:
+        return message
+    return f"{union['key']}={union['value'].strip()}: none of the types it takes ({union['types']}). Give one of those."
+
+
+class OneLineParser(OneLineErrors, ArgumentParser):
+    """A parser whose errors are one line."""

@@ -1,0 +1,261 @@
+"""The uint16 files, their document index and manifest; nothing else knows their bytes.
+
+A bins folder holds, for each split, `<split>.bin` (little-endian uint16 ids with no header, each document followed by
+the end of text) and `<split>.docs.npy` (one record a document), then `tokenizer.json` and `manifest.json`. The manifest
+is written last and removed first: a folder without it is not prepared.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.files.whole import sha256, sync_folder, whole_file, write_json
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
+
+TOKEN = np.dtype("<u2")
+DOCUMENT = np.dtype([("start", "<u8"), ("source", "u1"), ("hash", "<u8")])
+_RECORD = struct.Struct(
+    "<QBQ"
+)  # the same bytes as DOCUMENT: packing one record takes a tenth of a numpy assignment's time
+
+
+class BinWriter:
+    """Writes one split: both files appear whole when the `with` block ends without an error, and neither after one.
+
+    Memory grows by 17 bytes a document; ids go straight to the disk.
+    """
+
+    def __init__(self, folder: str | Path, split: str, end_of_text_id: int) -> None:
+        """Remembers where the split goes; files are made on entering the block.
+
+        Args:
+            folder: The bins folder; made if missing.
+            split: `train`, `val` or `test`.
+            end_of_text_id: Id that follows every document.
+        """
+        self.folder, self.split = Path(folder), split
+        self.n_tokens = 0
+        self._end_of_text = np.array([end_of_text_id], TOKEN).tobytes()
+        self._records = bytearray()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._bin: IO[bytes] = stack.enter_context(whole_file(self.folder / f"{self.split}.bin"))
+            self._index: IO[bytes] = stack.enter_context(whole_file(self.folder / f"{self.split}.docs.npy"))
+            self._files = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            shape = (len(self._records) // DOCUMENT.itemsize,)
+            header = {"descr": np.lib.format.dtype_to_descr(DOCUMENT), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(self._index, header)
+            self._index.write(self._records)  # np.save would hide a full disk: its OSError carries no errno
+        self._files.__exit__(kind, error, trace)
+
+    def add(self, ids: Sequence[int] | NDArray[Any], source: int, content_hash: int) -> None:
+        """Appends one document and the end of text.
+
+        Args:
+            ids: The document's ids, without an end of text.
+            source: Number of its source, below 256.
+            content_hash: 64-bit hash of its text.
+
+        Raises:
+            BadValue: An id does not fit uint16.
+        """
+        array = np.asarray(ids)
+        if len(array) and (array.min() < 0 or array.max() >= MAX_VOCAB_SIZE):
+            worst = int(array.max() if array.max() >= MAX_VOCAB_SIZE else array.min())
+            raise BadValue(
+                f"data.tokenizer: gave the id {worst:,}, and a bin holds 0 to {MAX_VOCAB_SIZE - 1:,} (uint16). "
+                f"Choose a tokenizer with at most {MAX_VOCAB_SIZE:,} ids."
+            )
+        self._records += _RECORD.pack(self.n_tokens, source, content_hash)
+        self._bin.write(array.astype(TOKEN).tobytes())
+        self._bin.write(self._end_of_text)
+        self.n_tokens += len(array) + 1
+
+    @property
+    def documents(self) -> NDArray[np.void]:
+        """The document index so far, a copy."""
+        return np.frombuffer(bytes(self._records), DOCUMENT)
+
+
+class Bin:
+    """One split, read-only. Files are mapped at first use and never travel with a pickle: a worker maps them anew."""
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        """Remembers the files; opens nothing.
+
+        Args:
+            folder: The bins folder.
+            split: `train`, `val` or `test`.
+        """
+        self.folder, self.split = Path(folder), split
+        self._tokens: NDArray[np.uint16] | None = None
+        self._documents: NDArray[np.void] | None = None
+        self._starts: NDArray[np.uint64] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tokens": None, "_documents": None, "_starts": None}
+
+    @property
+    def tokens(self) -> NDArray[np.uint16]:
+        """All ids of the split, (n_tokens,), as a read-only memory map."""
+        if self._tokens is None:
+            self._tokens = np.memmap(self.folder / f"{self.split}.bin", TOKEN, mode="r")
+        return self._tokens
+
+    @property
+    def documents(self) -> NDArray[np.void]:
+        """One record a document, in order: `start` (position of its first id), `source`, `hash`."""
+        if self._documents is None:
+            self._documents = np.load(self.folder / f"{self.split}.docs.npy", mmap_mode="r")
+        return self._documents
+
+    @property
+    def n_tokens(self) -> int:
+        """Ids in the split, ends of text included."""
+        return len(self.tokens)
+
+    def source_of(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Source of each position; an end of text belongs to the document it ends.
+
+        Args:
+            positions: Positions in the split, of any shape.
+
+        Returns:
+            Numbers of sources, of the same shape.
+        """
+        if self._starts is None:
+            self._starts = np.ascontiguousarray(self.documents["start"])  # searchsorted would copy it at every call
+        found = np.searchsorted(self._starts, positions.astype(np.uint64), side="right") - 1
+        sources: NDArray[np.uint8] = self.documents["source"][found]
+        return sources
+
+
+def write_manifest(
+    folder: str | Path, vocab_size: int, settings: dict[str, Any], card: dict[str, Any]
+) -> dict[str, Any]:
+    """Closes a bins folder: hashes the files in it and writes the manifest.
+
+    Args:
+        folder: The folder, with its bins and tokenizer.json in place.
+        vocab_size: Ids of the tokenizer.
+        settings: What shaped the bins; a later `prepare` compares its own with them.
+        card: The corpus card.
+
+    Returns:
+        The manifest.
+    """
+    folder = Path(folder)
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted([*folder.glob("*.bin"), *folder.glob("*.docs.npy")]):
+        n_bytes = path.stat().st_size
+        files[path.name] = {"bytes": n_bytes, "sha256": sha256(path)}
+        if path.suffix == ".bin":
+            files[path.name]["tokens"] = n_bytes // TOKEN.itemsize
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "vocab_size": vocab_size,
+        "tokenizer_sha256": sha256(folder / "tokenizer.json"),
+        "files": files,
+        "settings": settings,
+        "card": card,
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Whether a folder holds a manifest, so was written to its end."""
+    return (Path(folder) / MANIFEST).exists()
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a bins folder.
+
+    Raises:
+        MissingFile: There is none.
+        BrokenState: It cannot be read, or another version of scratchlm wrote it.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except OSError as error:
+        raise MissingFile(
+            f"data.folder={folder}: no {MANIFEST} there, so no bins. Make them with scratchlm prepare."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenState(
+            f"{path}: not a manifest ({error}). Make the bins anew with scratchlm prepare --fresh true."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise BrokenState(
+            f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
+            "Make the bins anew with scratchlm prepare --fresh true."
+        )
+    return manifest
+
+
+def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
+    """The cheap check that every opening makes: files there, sizes as written, tokenizer unchanged. Bins are not read.
+
+    Args:
+        folder: The bins folder.
+        manifest: Its manifest.
+
+    Raises:
+        BrokenState: A file is missing, of another size, or the tokenizer is another.
+    """
+    cure = "Copy the folder again, or make it anew with scratchlm prepare --fresh true."
+    for name, written in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.exists():
+            raise BrokenState(f"{path}: missing, though {MANIFEST} names it. {cure}")
+        if (n_bytes := path.stat().st_size) != written["bytes"]:
+            raise BrokenState(f"{path}: {n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}. {cure}")
+    tokenizer = Path(folder) / "tokenizer.json"
+    if not tokenizer.exists():
+        raise BrokenState(f"{tokenizer}: missing. {cure}")
+    found, written = sha256(tokenizer), manifest["tokenizer_sha256"]
+    if found != written:
+        raise BrokenState(
+            f"{tokenizer}: not the tokenizer of these bins (SHA-256 {found[:12]}, not {written[:12]}). {cure}"
+        )
+
+
+def publish(staging: str | Path, folder: str | Path) -> None:
+    """Moves finished bins into place; until the manifest has followed the rest, `folder` counts as not prepared.
+
+    Args:
+        staging: The new files, manifest included, on the same filesystem; gone afterwards.
+        folder: Where they belong; bins and tokenizer that it held are replaced, other files stay.
+    """
+    staging, folder = Path(staging), Path(folder)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sync_folder(folder)
+    for pattern in ("*.bin", "*.docs.npy", *TOKENIZER_FILES):
+        for old in folder.glob(pattern):
+            old.unlink()
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
+        os.replace(path, folder / path.name)
+    staging.rmdir()
+    sync_folder(folder)

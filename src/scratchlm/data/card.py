@@ -1,0 +1,175 @@
+"""The corpus card: what is in the bins, source by source, in plain values; its table; its warnings."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scratchlm.data.bins import Bin
+from scratchlm.text.documents import Source
+from scratchlm.text.tokenizer import Tokenizer
+
+_SHOWN_TOKENS = 12  # at either end of a source, to see with one's own eyes that text came through
+_MEMORISED_WINDOWS = 100  # a corpus of fewer is seen again within the first hundred sequences (chosen, not tuned)
+_MEMORISED_CHARACTERS = 100_000
+_MIXED_STYLE_CHARACTERS = 200_000
+
+
+@dataclass
+class Tally:
+    """What was written of one source."""
+
+    documents: Counter[str] = field(default_factory=Counter)  # by split, each once
+    tokens: Counter[str] = field(default_factory=Counter)  # by split, repetitions included
+    first_pass_tokens: int = 0  # of train.bin
+    passes: int = 1
+    n_bytes: int = 0  # of text, each document once
+    n_characters: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def add(self, split: str, n_tokens: int, pass_number: int) -> None:
+        """Books a document of `split`."""
+        self.documents[split] += not pass_number
+        self.tokens[split] += n_tokens
+        self.passes = max(self.passes, pass_number + 1)
+        if split == "train" and not pass_number:
+            self.first_pass_tokens += n_tokens
+
+
+def card_of(
+    folder: Path,
+    sources: Sequence[Source],
+    facts: Sequence[dict[str, Any]],
+    tallies: Sequence[Tally],
+    tokenizer: Tokenizer,
+    total_tokens: int | None,
+) -> dict[str, Any]:
+    """Draws up the card; first and last tokens are read back from train.bin.
+
+    Args:
+        folder: Holds the finished bins.
+        sources: In the order of their numbers.
+        facts: `text.documents.describe` of each.
+        tallies: What was written of each.
+        tokenizer: Spells the tokens.
+        total_tokens: Tokens of train.bin that were asked for, None for all there are.
+
+    Returns:
+        Plain values: `sources` (a list), `tokens` by split, `characters`, `asked_tokens`.
+    """
+    weight = sum(source.weight for source in sources)
+    tokens = sum((tally.tokens for tally in tallies), Counter[str]())
+    entries = []
+    for number, (source, fact, tally) in enumerate(zip(sources, facts, tallies, strict=True)):
+        first, last = _ends(folder, number, tokenizer)
+        entries.append(
+            {
+                "name": source.name,
+                **fact,
+                "documents": dict(tally.documents),
+                "bytes": tally.n_bytes,
+                "characters": tally.n_characters,
+                "tokens": dict(tally.tokens),
+                "asked_share": source.weight / weight,
+                "achieved_share": tally.tokens["train"] / max(1, tokens["train"]),
+                "repetitions": tally.tokens["train"] / max(1, tally.first_pass_tokens),
+                "passes": tally.passes,
+                "dropped": tally.dropped,
+                "first_tokens": first,
+                "last_tokens": last,
+            }
+        )
+    characters = sum(tally.n_characters for tally in tallies)
+    return {"sources": entries, "tokens": dict(tokens), "characters": characters, "asked_tokens": total_tokens}
+
+
+def _ends(folder: Path, number: int, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The first tokens of a source's first document in train.bin, and the last of its last, decoded."""
+    train = Bin(folder, "train")
+    mine = (train.documents["source"] == number).nonzero()[0]
+    if not len(mine):
+        return "", ""
+    starts = [*train.documents["start"][[mine[0], mine[-1]]].tolist()]
+    ends = [
+        int(train.documents["start"][i + 1]) if i + 1 < len(train.documents) else train.n_tokens for i in mine[[0, -1]]
+    ]
+    first = train.tokens[starts[0] : min(ends[0] - 1, starts[0] + _SHOWN_TOKENS)]
+    last = train.tokens[max(starts[1], ends[1] - 1 - _SHOWN_TOKENS) : ends[1] - 1]
+    return tokenizer.decode(first.tolist()), tokenizer.decode(last.tolist())
+
+
+def card_table(manifest: dict[str, Any]) -> str:
+    """The card as a table for a terminal.
+
+    Args:
+        manifest: Of a bins folder.
+
+    Returns:
+        Lines without an end of line behind the last.
+    """
+    card = manifest["card"]
+    rows: list[tuple[str, ...]] = [
+        ("source", "documents", "tokens", "val", "test", "asked", "achieved", "repeated", "dropped")
+    ]
+    for entry in card["sources"]:
+        counts = entry["tokens"]
+        rows.append(
+            (
+                entry["name"],
+                f"{entry['documents'].get('train', 0):,}",
+                *(f"{counts.get(split, 0):,}" for split in ("train", "val", "test")),
+                f"{entry['asked_share']:.1%}",
+                f"{entry['achieved_share']:.1%}",
+                f"{entry['repetitions']:.2f} x" if entry["passes"] > 1 else "once",
+                ", ".join(f"{n:,} {reason}" for reason, n in entry["dropped"].items()) or "none",
+            )
+        )
+    documents = sum(entry["documents"].get("train", 0) for entry in card["sources"])
+    totals = (f"{card['tokens'].get(split, 0):,}" for split in ("train", "val", "test"))
+    rows.append(("all", f"{documents:,}", *totals, "", "", "", ""))
+    if not card["tokens"].get("test"):
+        rows = [row[:4] + row[5:] for row in rows]
+    lines = [_aligned(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
+    lines.append("")
+    for entry in card["sources"]:
+        lines.append(f"{entry['name']}: {entry['first_tokens']!r} ... {entry['last_tokens']!r}")
+    lines.append(f"{manifest['vocab_size']:,} ids in the vocabulary, {card['characters']:,} characters of text")
+    return "\n".join(lines)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *numbers, last = zip(row, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(word.rjust(width) for word, width in numbers), last[0]]).rstrip()
+
+
+def warnings_for(manifest: dict[str, Any], context_length: int) -> list[str]:
+    """What a reader should know before spending hours on these bins.
+
+    Args:
+        manifest: Of a bins folder.
+        context_length: Inputs of one window, in tokens.
+
+    Returns:
+        One line each; none where all is well.
+    """
+    card = manifest["card"]
+    tokens, characters = card["tokens"].get("train", 0), card["characters"]
+    found = []
+    if tokens < _MEMORISED_WINDOWS * context_length or characters < _MEMORISED_CHARACTERS:
+        found.append(
+            f"data.sources: {tokens:,} tokens to train on, out of {characters:,} characters, is little text for "
+            f"data.context_length={context_length}: the model will memorise it and repeat it. "
+            "Give it 1,000,000 characters or more."
+        )
+    if len(card["sources"]) > 1 and characters < _MIXED_STYLE_CHARACTERS:
+        found.append(
+            f"data.sources: {len(card['sources'])} sources with {characters:,} characters together: the model will mix "
+            f"their styles in one text. Give it {_MIXED_STYLE_CHARACTERS:,} characters or more, or one source."
+        )
+    if card["asked_tokens"] and tokens < card["asked_tokens"]:
+        found.append(
+            f"data.total_tokens={card['asked_tokens']}: the sources ran dry at {tokens:,} tokens. "
+            "Add text, or raise data.max_repetitions."
+        )
+    return found

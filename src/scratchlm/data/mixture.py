@@ -1,0 +1,49 @@
+"""Which source gives the next document, so that the ratio of tokens holds at every point."""
+
+from collections.abc import Sequence
+
+
+class Mixture:
+    """Chooses the source furthest below its share of the tokens.
+
+    The law: at every document boundary since a source last ran dry, each open source is off its share of the tokens
+    since then by at most (open sources - 1) times the longest document. Nothing is drawn at random.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        """Opens all sources at zero tokens.
+
+        Args:
+            weights: One positive number a source; only their ratio counts.
+        """
+        self._weights = list(weights)
+        self._tokens = dict.fromkeys(range(len(weights)), 0)
+
+    @property
+    def open_sources(self) -> list[int]:
+        """Numbers of the sources that have not run dry."""
+        return list(self._tokens)
+
+    def next(self) -> int | None:
+        """The open source furthest below its share, the first among equals; None when all are dry."""
+        total = sum(self._tokens.values())
+        weight = sum(self._weights[source] for source in self._tokens)
+        return max(
+            self._tokens,
+            key=lambda source: self._weights[source] / weight * total - self._tokens[source],
+            default=None,
+        )
+
+    def add(self, source: int, n_tokens: int) -> None:
+        """Books a document.
+
+        Args:
+            source: The source that gave it.
+            n_tokens: Its tokens, the end of text included.
+        """
+        self._tokens[source] += n_tokens
+
+    def close(self, source: int) -> None:
+        """Takes a dry source out; from here on the others share all tokens in their ratio, counted anew."""
+        del self._tokens[source]
+        self._tokens = dict.fromkeys(self._tokens, 0)

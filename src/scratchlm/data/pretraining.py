@@ -1,0 +1,418 @@
+"""Batches for the Trainer: which sequences a step sees is a function of the seed and their numbers alone."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.lib.stride_tricks import sliding_window_view
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from scratchlm.data.bins import Bin, check_files, read_manifest
+from scratchlm.data.preparation import Corpus
+from scratchlm.data.windows import n_windows, window_starts
+from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.model import checkpoint as checkpoint_file
+from scratchlm.text import tokenizer
+
+NOT_SCORED = -100  # target that no loss counts, as in torch's cross-entropy
+
+Batch = dict[str, Any]
+
+
+class PretrainingData(LightningDataModule):
+    """Windows of the bins as batches, and the plain facts about the corpus that the model and the task need."""
+
+    def __init__(
+        self,
+        folder: str,
+        context_length: int = 1024,
+        micro_batch_size: int = 8,
+        global_batch_size: int = 8,
+        train_tokens: int | None = None,
+        windows: Literal["shuffled", "random"] = "shuffled",
+        stride_tokens: int | None = None,
+        num_workers: int = 0,
+        prompts: list[str] | None = None,
+        prompts_file: str | None = None,
+        checkpoint: str | None = None,
+        **corpus: Any,
+    ) -> None:
+        """Checks the values; opens nothing.
+
+        Args:
+            folder: Folder of the bins; made if missing. Its name is free.
+            context_length: Inputs of one window, in tokens; each source must fill one in validation.
+            micro_batch_size: Sequences that one process works on at a time; as many as fit in memory.
+            global_batch_size: Sequences of one optimizer step, over all processes and micro-batches.
+            train_tokens: Length of the run in tokens; None where the Trainer says it in steps or epochs.
+            windows: `shuffled` sees every window once an epoch, cut elsewhere each time; `random` draws any start.
+            stride_tokens: Distance between neighbouring windows of `shuffled`; None is the context length.
+            num_workers: Processes that gather batches; 0 is fast enough for a memory map on a local disk.
+            prompts: Texts to complete, for predict.
+            prompts_file: A file of them instead: .txt, one a line, or .jsonl with a column `prompt`.
+            checkpoint: For predict, set by the command: vocabulary, tokenizer and card come from it, not from bins.
+            **corpus: What `prepare` takes; see there.
+
+        Raises:
+            BadValue: A value that cannot work.
+        """
+        super().__init__()
+        self.corpus = Corpus(folder=folder, context_length=context_length, **corpus)
+        self.folder = folder
+        self.context_length = context_length
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.train_tokens = train_tokens
+        self.windows = windows
+        self.stride_tokens = stride_tokens
+        self.num_workers = num_workers
+        self.prompts = prompts
+        self.prompts_file = prompts_file
+        self.checkpoint = checkpoint
+        self._resumed: dict[str, Any] = {"sequences": 0, "step": 0}
+        least = {"micro_batch_size": 1, "global_batch_size": 1, "train_tokens": 1, "stride_tokens": 1, "num_workers": 0}
+        for key, n in least.items():
+            value = getattr(self, key)
+            if value is not None and value < n:
+                raise BadValue(f"data.{key}={value}: too small. Give a whole number, {n} or more.")
+        if windows not in ("shuffled", "random"):
+            raise BadValue(f"data.windows={windows}: no such order. Give shuffled or random.")
+        self._check_batch_sizes(1)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer as it came out of training."""
+        return int(
+            self._from_checkpoint.gpt_settings["vocab_size"] if self.checkpoint else self._manifest["vocab_size"]
+        )
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Plain values about the corpus.
+
+        `vocab_size`, `tokenizer` (its JSON), `bytes_of_ids`, `sources` (names; a name's place is its number), `card`,
+        `context_length`, `global_batch_size`.
+        """
+        if self.checkpoint:
+            spelling, card = self._from_checkpoint.tokenizer_json, self._from_checkpoint.card
+        else:
+            card = self._manifest["card"]
+            spelling = (Path(self.folder) / "tokenizer.json").read_text(encoding="utf-8")
+        loaded = tokenizer.from_json(spelling)
+        if loaded.vocab_size != self.vocab_size:
+            raise BrokenState(
+                f"data.folder={self.folder}: its tokenizer has {loaded.vocab_size:,} ids, and the bins were made with "
+                f"{self.vocab_size:,}. Make them anew with scratchlm prepare --fresh true."
+            )
+        return {
+            "vocab_size": self.vocab_size,
+            "tokenizer": spelling,
+            "bytes_of_ids": loaded.bytes_of_ids(),
+            "sources": [source["name"] for source in card.get("sources", [])],
+            "card": card,
+            "context_length": self.context_length,
+            "global_batch_size": self.global_batch_size,
+        }
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """Windows that one epoch visits."""
+        return n_windows(self._n_tokens("train"), self.context_length, self.stride_tokens)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that the optimizer steps so far have consumed, over all processes."""
+        return int(self._resumed["sequences"] + (self._step - self._resumed["step"]) * self.global_batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order of training, and what that order depends on."""
+        return {"sequences": self.sequences, "step": self._step, **self._order}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the place where a run stopped; what the order depends on is compared when training goes on."""
+        self._resumed = state_dict
+
+    def setup(self, stage: str) -> None:
+        """Opens what the stage reads, and refuses what cannot work before a device is touched.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            MissingFile: No bins, or no test.bin, or no prompts.
+            BrokenState: The bins are not as they were written.
+            BadValue: A split is shorter than one window of some source.
+        """
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            self._check_split(split)
+        if stage == "predict":
+            self._read_prompts()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Endless micro-batches from where the run stands.
+
+        Raises:
+            BadValue: The order is not the one that the checkpoint was trained in, or batch sizes do not divide.
+        """
+        world, rank = self._place
+        self._check_batch_sizes(world)
+        self._check_order()
+        batches = _TrainBatches(
+            Bin(self.folder, "train"),
+            self.context_length,
+            self.corpus.seed,
+            self.windows,
+            self.stride_tokens,
+            self.sequences + rank * self.micro_batch_size,
+            world * self.micro_batch_size,
+            self.micro_batch_size,
+        )
+        return self._loader(batches)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """val.bin from first target to last."""
+        return self._loader(self._scored("val"))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """test.bin from first target to last."""
+        return self._loader(self._scored("test"))
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """One prompt a batch."""
+        world, rank = self._place
+        return self._loader(_Listed([{"prompts": [prompt]} for prompt in self._read_prompts()[rank::world]]))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Widens ids on the device: they travel in 16 bits."""
+        if "ids_BT" not in batch:
+            return batch
+        ids_BT = batch["ids_BT"].long() & 0xFFFF  # int16 in memory, for some devices hold no uint16
+        return {"inputs_BT": ids_BT[:, :-1], "targets_BT": ids_BT[:, 1:]}
+
+    @cached_property
+    def _manifest(self) -> dict[str, Any]:
+        manifest = read_manifest(self.folder)
+        check_files(self.folder, manifest)
+        return manifest
+
+    @cached_property
+    def _from_checkpoint(self) -> checkpoint_file.Checkpoint:
+        assert self.checkpoint
+        return checkpoint_file.read(self.checkpoint)
+
+    @property
+    def _step(self) -> int:
+        return int(self.trainer.global_step) if self.trainer else 0
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """Number of processes, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    @property
+    def _order(self) -> dict[str, Any]:
+        """What the order of training depends on, beside the number of the sequence."""
+        return {
+            "seed": self.corpus.seed,
+            "context_length": self.context_length,
+            "windows": self.windows,
+            "stride_tokens": self.stride_tokens,
+            "train_sha256": self._manifest["files"]["train.bin"]["sha256"],
+        }
+
+    def _check_order(self) -> None:
+        for key, now in self._order.items():
+            before = self._resumed.get(key, now)
+            if before == now:
+                continue
+            if key == "train_sha256":
+                said = (
+                    f"data.folder={self.folder}: its train.bin (SHA-256 {now[:12]}) is not the one that the checkpoint"
+                )
+                raise BadValue(f"{said} was trained on ({before[:12]}). Name that folder, or start a new run.")
+            raise BadValue(
+                f"data.{key}={now}: the checkpoint was trained with {before}, so the run would not go on in the same "
+                "order. Give it that value again, or start a new run."
+            )
+
+    def _n_tokens(self, split: str) -> int:
+        return int(self._manifest["files"][f"{split}.bin"]["tokens"])
+
+    def _check_batch_sizes(self, n_processes: int) -> None:
+        at_once = self.micro_batch_size * n_processes
+        if self.global_batch_size % at_once:
+            near = max(1, round(self.global_batch_size / at_once)) * at_once
+            raise BadValue(
+                f"data.global_batch_size={self.global_batch_size}: not a multiple of "
+                f"data.micro_batch_size={self.micro_batch_size} times {n_processes} processes. "
+                f"The nearest that works is {near}."
+            )
+        accumulated = self.global_batch_size // at_once
+        if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
+            raise BadValue(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {accumulated} micro-batches "
+                f"make a step of data.global_batch_size={self.global_batch_size}. Give the Trainer that number."
+            )
+
+    def _check_split(self, split: str) -> None:
+        if split == "test" and "test.bin" not in self._manifest["files"]:
+            raise MissingFile(
+                f"data.folder={self.folder}: holds no test.bin. Set data.test_fraction, for instance to 0.005, and "
+                "make the bins anew with scratchlm prepare --fresh true."
+            )
+        window = self.context_length + 1
+        held = {"": self._n_tokens(split)}
+        if split != "train":
+            for source in self._manifest["card"]["sources"]:
+                held[f" of source {source['name']!r}"] = source["tokens"].get(split, 0)
+        for whose, n_tokens in held.items():
+            if n_tokens < window:
+                raise BadValue(
+                    f"data.folder={self.folder}: {split}.bin holds {n_tokens:,} tokens{whose}, and one window takes "
+                    f"{window:,} (data.context_length={self.context_length} and the target of the last). Add text "
+                    "to the source and prepare anew, or lower data.context_length."
+                )
+
+    def _read_prompts(self) -> list[str]:
+        if self.prompts and self.prompts_file:
+            raise BadValue("data.prompts, data.prompts_file: both are given. Keep one.")
+        found = self.prompts or (_prompts_in(self.prompts_file) if self.prompts_file else [])
+        if not found:
+            raise MissingFile(
+                "data.prompts: there is nothing to complete. Give --data.prompts '[\"Once upon a time\"]', or "
+                "--data.prompts_file with a .txt (one prompt a line) or a .jsonl (column prompt)."
+            )
+        return found
+
+    def _scored(self, split: str) -> "_ScoredBatches":
+        world, rank = self._place
+        return _ScoredBatches(Bin(self.folder, split), self.context_length, self.micro_batch_size, world, rank)
+
+    def _loader(self, batches: Dataset[Batch]) -> DataLoader[Batch]:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_as_they_are,
+            pin_memory=on_cuda,
+            generator=torch.Generator(),  # the global one is the model's: drawing from it here would move its dropout
+        )
+
+
+def _as_they_are(batch: Any) -> Any:
+    return batch
+
+
+class _TrainBatches(IterableDataset[Batch]):
+    """Endless micro-batches of one process, each gathered by one strided copy out of the memory map."""
+
+    def __init__(
+        self,
+        split: Bin,
+        context_length: int,
+        seed: int,
+        windows: Literal["shuffled", "random"],
+        stride_tokens: int | None,
+        first_sequence: int,
+        sequences_apart: int,
+        micro_batch_size: int,
+    ) -> None:
+        self.split, self.context_length = split, context_length
+        self.seed, self.windows, self.stride_tokens = seed, windows, stride_tokens
+        self.first_sequence, self.sequences_apart = first_sequence, sequences_apart
+        self.micro_batch_size = micro_batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, apart = (worker.id, worker.num_workers) if worker else (0, 1)
+        cut = sliding_window_view(self.split.tokens, self.context_length + 1)
+        rows = np.arange(self.micro_batch_size)
+        for number in itertools.count(first, apart):
+            starts = window_starts(
+                self.first_sequence + number * self.sequences_apart + rows,
+                self.split.n_tokens,
+                self.context_length,
+                self.seed,
+                self.windows,
+                self.stride_tokens,
+            )
+            yield {"ids_BT": torch.from_numpy(cut[starts].view(np.int16))}
+
+
+class _ScoredBatches(Dataset[Batch]):
+    """A split from first target to last, each scored once; windows go round the processes, all with as many batches."""
+
+    def __init__(self, split: Bin, context_length: int, micro_batch_size: int, world: int, rank: int) -> None:
+        self.split, self.context_length, self.micro_batch_size = split, context_length, micro_batch_size
+        self.world, self.rank = world, rank
+
+    @property
+    def _n_rows(self) -> int:
+        windows = -(-(self.split.n_tokens - 1) // self.context_length)
+        return -(-windows // self.world)
+
+    def __len__(self) -> int:
+        return -(-self._n_rows // self.micro_batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        rows = np.arange(number * self.micro_batch_size, min((number + 1) * self.micro_batch_size, self._n_rows))
+        starts = (rows * self.world + self.rank) * self.context_length
+        positions_BT = starts[:, None] + np.arange(self.context_length)
+        last = self.split.n_tokens - 1
+        there_BT = positions_BT < last
+        targets_at_BT = np.minimum(positions_BT + 1, last)
+        ids_BT = self.split.tokens[np.minimum(positions_BT, last)]
+        targets_BT = np.where(there_BT, self.split.tokens[targets_at_BT].astype(np.int64), NOT_SCORED)
+        return {
+            "inputs_BT": torch.from_numpy(ids_BT.astype(np.int64)),
+            "targets_BT": torch.from_numpy(targets_BT),
+            "source_BT": torch.from_numpy(self.split.source_of(targets_at_BT)),
+        }
+
+
+class _Listed(Dataset[Batch]):
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.batches[number]
+
+
+def _prompts_in(name: str) -> list[str]:
+    try:
+        lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise MissingFile(
+            f"data.prompts_file={name}: {error.strerror}. Name a .txt or .jsonl file of prompts."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadValue(f"data.prompts_file={name}: not UTF-8 text (byte {error.start:,}). Save it as UTF-8.") from error
+    if not lines:
+        raise BadValue(f"data.prompts_file={name}: it is empty. Put a prompt on each line, or give data.prompts.")
+    return (
+        [_prompt_of(name, number, line) for number, line in enumerate(lines, 1)] if name.endswith(".jsonl") else lines
+    )
+
+
+def _prompt_of(name: str, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BadValue(
+            f"data.prompts_file={name}: line {number} is not JSON ({error}). Write one object a line."
+        ) from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise BadValue(
+            f'data.prompts_file={name}: line {number} has no text under "prompt". Write {{"prompt": "..."}}.'
+        )
+    return str(row["prompt"])

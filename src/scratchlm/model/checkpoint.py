@@ -1,0 +1,195 @@
+"""The checkpoint file: what of it is ours, reading it back, and telling a damaged or foreign one in one line.
+
+The file is a Lightning checkpoint (a zip written by `torch.save`): the network's weights lie in its "state_dict" under
+"gpt.", and under `KEY` lies a block of plain values with which the file is enough to build the network and speak to it.
+"""
+
+import pickle
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
+from scratchlm.model.gpt import GPT
+
+KEY = "scratchlm"
+FORMAT_VERSION = 1
+_PREFIX = "gpt."  # the name that training's module gives the network
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint says of the network; the optimizer's and the loops' state stay in the file.
+
+    Attributes:
+        gpt_settings: Arguments of `GPT`.
+        weights: State dict of the network.
+        tokenizer_json: The tokenizer, as its own JSON.
+        card: Where the corpus came from.
+        configuration: The configuration that the run was started with; empty where none was stored.
+        step: Optimizer steps taken.
+        sequences: Sequences trained on.
+        extra: Whatever else the writer put in its block.
+    """
+
+    gpt_settings: dict[str, Any]
+    weights: dict[str, Tensor]
+    tokenizer_json: str
+    card: dict[str, Any]
+    configuration: dict[str, Any]
+    step: int
+    sequences: int
+    extra: dict[str, Any]
+
+    def build(self) -> GPT:
+        """The network with these weights, in evaluation mode, on the device they were read to.
+
+        Raises:
+            BrokenState: Weights and sizes do not belong together.
+        """
+        try:
+            with torch.device("meta"):  # weights are not drawn only to be thrown away
+                gpt = GPT(**self.gpt_settings)
+            gpt.load_state_dict(self.weights, assign=True)
+        except (TypeError, RuntimeError, UserError) as error:
+            raise BrokenState(
+                f"checkpoint of step {self.step}: its weights and its model.gpt settings do not fit each other "
+                f"({_first_line(error)}). Use another checkpoint."
+            ) from error
+        return gpt.eval()
+
+
+def block(
+    gpt: GPT, tokenizer_json: str, card: dict[str, Any], step: int, sequences: int, **extra: Any
+) -> dict[str, Any]:
+    """What goes under `KEY` in the file.
+
+    Args:
+        gpt: The network whose weights the file holds.
+        tokenizer_json: The tokenizer, as its own JSON.
+        card: Where the corpus came from.
+        step: Optimizer steps taken.
+        sequences: Sequences trained on.
+        extra: More to keep, such as the configuration.
+
+    Returns:
+        Plain values only (str, int, float, bool, None, lists and dicts of them).
+
+    Raises:
+        TypeError: A value is not plain, and the file would not load with `weights_only=True`.
+    """
+    values = {
+        "format_version": FORMAT_VERSION,
+        "gpt_settings": gpt.settings,
+        "tokenizer_json": tokenizer_json,
+        "card": card,
+        "step": step,
+        "sequences": sequences,
+        **extra,
+    }
+    _require_plain(values, KEY)
+    return values
+
+
+def verify(path: str | Path) -> None:
+    """Checks every byte of a checkpoint's contents against the CRCs stored with them, and reads no pickle.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MissingFile: There is none.
+        BadValue: It is a folder.
+        BrokenState: It is cut short or damaged, or no checkpoint at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadValue(f"{path}: a folder. Name a checkpoint file, such as {path}/checkpoints/best.ckpt.")
+    if not path.is_file():
+        raise MissingFile(
+            f"{path}: no such checkpoint. `scratchlm fit` writes them to the run's folder, checkpoints/*.ckpt."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except PermissionError as error:
+        raise BrokenState(f"{path}: cannot be read ({error.strerror}).") from error
+    # zipfile trusts headers it has not checked, so a flipped bit there surfaces as any of these.
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError, OverflowError) as error:
+        raise BrokenState(
+            f"{path}: no whole checkpoint ({_first_line(error)}): cut short, damaged or another kind of file. "
+            "Use another one."
+        ) from error
+    if damaged is not None:
+        raise BrokenState(f"{path}: damaged on disk ({damaged} fails its CRC). Use another checkpoint.")
+
+
+def read(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Reads what the network needs out of a checkpoint, and none of the optimizer's state.
+
+    Args:
+        path: The file.
+        device: Where the weights go.
+
+    Returns:
+        The checkpoint; its weights are copies, so the file may be replaced afterwards.
+
+    Raises:
+        MissingFile: There is no such file.
+        BadValue: It is a folder, was not written by scratchlm, or by a later version of it.
+        BrokenState: It is cut short or damaged.
+    """
+    verify(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise BadValue(
+            f"{path}: holds more than tensors and plain values, so it was not written by scratchlm; it is not opened, "
+            "since that could run code. Name a file that `scratchlm fit` wrote."
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise BadValue(
+            f"{path}: not a checkpoint ({_first_line(error)}). Name a file that `scratchlm fit` wrote."
+        ) from error
+    ours = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(ours, dict) or not isinstance(content.get("state_dict"), dict):
+        raise BadValue(
+            f"{path}: has no '{KEY}' block, so it was not written by scratchlm. Name a file that `scratchlm fit` wrote."
+        )
+    if (version := ours.get("format_version")) != FORMAT_VERSION:
+        raise BadValue(
+            f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
+            "Use the scratchlm that wrote it."
+        )
+    known = {name: ours.pop(name, None) for name in ("gpt_settings", "tokenizer_json", "card", "step", "sequences")}
+    if missing := [name for name, value in known.items() if value is None]:
+        raise BrokenState(f"{path}: its '{KEY}' block lacks {', '.join(missing)}. Use another checkpoint.")
+    del ours["format_version"]
+    weights = {
+        name.removeprefix(_PREFIX): tensor.to(device, copy=True)
+        for name, tensor in content["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    return Checkpoint(weights=weights, configuration=ours.pop("configuration", {}), extra=ours, **known)
+
+
+def _require_plain(value: Any, where: str) -> None:
+    if type(value) is dict:
+        for key, inner in value.items():
+            _require_plain(key, f"a key of {where}")
+            _require_plain(inner, f"{where}.{key}")
+    elif type(value) is list:
+        for index, inner in enumerate(value):
+            _require_plain(inner, f"{where}[{index}]")
+    elif type(value) not in (str, int, float, bool, type(None)):  # isinstance would let numpy.float64 pass
+        raise TypeError(f"{where} is a {type(value).__name__}, and a checkpoint holds plain values only")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(":. ") if lines else type(error).__name__

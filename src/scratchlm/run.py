@@ -1,0 +1,349 @@
+"""fit, validate, test and predict: one YAML, one run folder, the Trainer."""
+
+import inspect
+import json
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from scratchlm.cli import OneLineErrors, config_files, write_yaml
+from scratchlm.data.bins import read_manifest
+from scratchlm.data.preparation import Corpus, card_table, warnings_for
+from scratchlm.data.pretraining import PretrainingData
+from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
+from scratchlm.files.whole import write_text
+from scratchlm.model import checkpoint as checkpoint_file
+from scratchlm.model.gpt import GPT
+from scratchlm.model.probe import choose
+from scratchlm.run_folder import RunFolder, refuse_other_shape
+from scratchlm.training.callbacks import DivergenceGuard, Progress, Samples, Summary, Throughput
+from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
+from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
+from scratchlm.training.task import NextTokenTask
+
+# What one call asks for, not what the run is: left out of config.yaml and of the checkpoint.
+_OF_THE_CALL = ("ckpt_path", "fresh", "weights_only", "return_predictions", "output", "verbose")
+
+
+def run(argv: list[str]) -> None:
+    """Runs a Trainer verb.
+
+    Args:
+        argv: The command line from the verb on.
+
+    Raises:
+        UserError: Anything that the user can mend; the text is one line.
+    """
+    _quiet()
+    with ExitStack() as stack:
+        RunCLI(argv, stack)  # LightningCLI runs the verb in its constructor
+
+
+class RunParser(OneLineErrors, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
+
+
+class RunCLI(LightningCLI):
+    """LightningCLI; what it adds is filled in before the classes are built: run folder, corpus, device, loggers."""
+
+    def __init__(self, argv: list[str], stack: ExitStack) -> None:
+        """Parses, builds and runs.
+
+        Args:
+            argv: The command line from the verb on.
+            stack: Closes what the run holds open: its lock and temporary files.
+        """
+        self.stack = stack
+        self.config_names = [Path(path).stem for path in config_files(argv)]
+        self.choices: dict[str, Any] = {}
+        super().__init__(
+            NextTokenTask,
+            PretrainingData,
+            args=_with_configuration_of_checkpoint(argv, stack),
+            parser_class=RunParser,
+            save_config_callback=None,
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                "max_steps": -1,
+                "log_every_n_steps": 10,
+                "val_check_interval": 250,
+                "check_val_every_n_epoch": None,
+                "gradient_clip_val": 1.0,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links each fact to the one place that states it."""
+        parser.link_arguments("data.context_length", "model.gpt.context_length")
+        parser.link_arguments("data.vocab_size", "model.gpt.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.facts", "model.corpus", apply_on="instantiate")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--fresh", type=bool, default=False, help="Move an old run in the run folder aside.")
+        if subcommand == "predict":
+            help_output = "JSONL file to write; by default completions.jsonl in the run folder."
+            parser.add_argument("--output", type=str | None, default=None, help=help_output)
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would lay a checkpoint's hyper-parameters over the user's flags."""
+
+    def before_instantiate_classes(self) -> None:
+        """Checks, finds and makes all that the data, the model and the Trainer are built from."""
+        config = self.config[self.subcommand]
+        _check_trainer_keys(config, self.subcommand)
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = str(Path("runs", *(self.config_names[:1] or ["run"])))
+        self.folder = RunFolder(config.trainer.default_root_dir)
+        if self.subcommand == "fit":
+            self._open_run_folder(config)
+            _prepare_corpus(config)
+        else:
+            config.trainer.logger = False
+            config.ckpt_path = str(self._checkpoint_to_score(config.ckpt_path))
+        if self.subcommand == "predict":
+            config.data.checkpoint = config.ckpt_path
+        self._choose_machine(config)
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and Trainer."""
+        with _memory_advice(self.config[self.subcommand]):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the Trainer with our loggers, callbacks and checkpoint writer beside whatever the YAML names."""
+        trainer = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = [Progress()]
+        if self.subcommand == "fit":
+            kwargs["logger"] = self._loggers(trainer["logger"])
+            kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
+            callbacks += [Summary(), Throughput(), Samples(), DivergenceGuard()]
+        kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
+        kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Turns batch sizes into accumulation, and optimizer steps into the micro-batches that Lightning counts."""
+        if self.subcommand != "fit":
+            return
+        data, trainer = self.datamodule, self.trainer
+        at_once = data.micro_batch_size * trainer.world_size
+        if data.global_batch_size % at_once:
+            near = max(1, round(data.global_batch_size / at_once)) * at_once
+            raise BadValue(
+                f"data.global_batch_size={data.global_batch_size}: not a multiple of "
+                f"data.micro_batch_size={data.micro_batch_size} times {trainer.world_size} processes. "
+                f"The nearest that works is {near}."
+            )
+        self.model.configuration = self.configuration
+        trainer.accumulate_grad_batches = data.global_batch_size // at_once
+        if not trainer.fast_dev_run:
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with _memory_advice(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Completes the prompts and writes one JSON object a line."""
+        output = Path(self.config.predict.output or self.folder.path / "completions.jsonl")
+        completions = [row for batch in self.trainer.predict(**kwargs) or [] for row in batch]
+        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in completions))
+        _say(f"{len(completions)} completions in {output}")
+
+    def _open_run_folder(self, config: Namespace) -> None:
+        """Takes the folder, resolves `--ckpt_path`, and writes config.yaml."""
+        if rank_zero_only.rank == 0:
+            self.folder.claim(self.stack, config.ckpt_path, config.fresh)
+        if config.ckpt_path is not None:
+            path = self.folder.find_checkpoint(config.ckpt_path)
+            if path is None:
+                _say(f"--ckpt_path={config.ckpt_path}: none in {self.folder.checkpoints} yet; starting at step 0")
+            else:
+                refuse_other_shape(path, config.model.gpt.as_dict())
+                self.choices = self.folder.read_choices()
+            config.ckpt_path = str(path) if path else None
+        of_the_run = Namespace({key: value for key, value in vars(config).items() if key not in _OF_THE_CALL})
+        resolved = self._parser(self.subcommand).dump(of_the_run, skip_none=False, skip_validation=True)
+        self.configuration = yaml.safe_load(resolved)
+        if rank_zero_only.rank == 0:
+            write_text(self.folder.path / "config.yaml", resolved)
+
+    def _checkpoint_to_score(self, asked: str | None) -> Path:
+        if asked is None:
+            raise BadValue(
+                f"--ckpt_path: {self.subcommand} needs a trained model. Name a file, or last or best with -c."
+            )
+        path = self.folder.find_checkpoint(asked)
+        if path is None:
+            raise MissingFile(f"--ckpt_path={asked}: none in {self.folder.checkpoints}. Make one with scratchlm fit.")
+        return path
+
+    def _choose_machine(self, config: Namespace) -> None:
+        """Device, precision and attention: as asked, else as when the run began, else what the machine does best."""
+        kind = {"gpu": "cuda"}.get(config.trainer.accelerator, config.trainer.accelerator)
+        precision = config.trainer.precision or "auto"
+        if kind not in ("auto", "cuda", "mps", "cpu") or precision not in ("auto", "bf16-mixed", "32-true"):
+            return  # another of Lightning's devices or number formats: the user's own choice, not probed
+        gpt = config.model.gpt
+        shape = {
+            "vocab_size": _vocab_size(config),
+            "d_model": gpt.d_model,
+            "n_heads": gpt.n_heads,
+            "d_head": gpt.d_head,
+        }
+        choice = choose(kind, precision, attention=gpt.attention, **shape)
+        if precision == "auto" and self.choices.get("device") == choice.device_type:
+            choice.precision, choice.reason = self.choices["precision"], "as when this run began"
+        config.trainer.accelerator, config.trainer.precision = choice.device_type, choice.precision
+        config.model.gpt.attention = choice.attention
+        _say(f"{choice.device_type}, {choice.precision}: {choice.reason}")
+        if self.subcommand == "fit":
+            self.choices.setdefault("wandb_id", os.urandom(4).hex())
+            self.choices |= {"device": choice.device_type, "precision": choice.precision, "reason": choice.reason}
+            if rank_zero_only.rank == 0:
+                self.folder.write_choices(self.choices)
+
+    def _loggers(self, asked: Any) -> list[Logger]:
+        data, folder = self.datamodule, self.folder.path
+        tokens_per_step = data.global_batch_size * data.context_length
+        loggers: list[Logger] = [MetricsLogger(folder, tokens_per_step)]
+        if asked not in (None, True, False):
+            return loggers + (asked if isinstance(asked, list) else [asked])
+        mode = wandb_mode()
+        if asked is not False and mode != "disabled":
+            loggers.append(WandbRun(folder, self.choices["wandb_id"], tokens_per_step, mode, self.configuration))
+        return loggers
+
+    def _max_steps(self) -> int:
+        config, data = self.config[self.subcommand], self.datamodule
+        if config.data.train_tokens is not None:
+            return max(1, config.data.train_tokens // (data.global_batch_size * data.context_length))
+        if config.trainer.max_epochs is not None:
+            return max(1, config.trainer.max_epochs * data.sequences_per_epoch // data.global_batch_size)
+        return int(config.trainer.max_steps)
+
+
+def _check_trainer_keys(config: Namespace, subcommand: str) -> None:
+    trainer = config.trainer
+    if trainer.accumulate_grad_batches != 1:
+        raise BadValue(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: follows from the batch sizes and "
+            "cannot be set. Set data.global_batch_size and data.micro_batch_size, both in sequences."
+        )
+    every = trainer.val_check_interval
+    if not isinstance(every, int) or every < 1:
+        raise BadValue(f"trainer.val_check_interval={every}: counts optimizer steps here. Give a whole number from 1.")
+    if subcommand != "fit" or trainer.fast_dev_run:
+        return
+    lengths = {
+        "trainer.max_steps": None if trainer.max_steps == -1 else trainer.max_steps,
+        "trainer.max_epochs": trainer.max_epochs,
+        "data.train_tokens": config.data.train_tokens,
+    }
+    given = {key: value for key, value in lengths.items() if value is not None}
+    if len(given) != 1:
+        said = " and ".join(f"{key}={value}" for key, value in given.items()) or "none of " + ", ".join(lengths)
+        raise BadValue(f"{said}: exactly one sets the length of a run. {'Remove the others' if given else 'Give one'}.")
+    for key, value in given.items():
+        if value < 1:
+            raise BadValue(f"{key}={value}: a run has at least one step. Give a whole number from 1.")
+
+
+def _with_configuration_of_checkpoint(argv: list[str], stack: ExitStack) -> list[str]:
+    """Lays the configuration in a checkpoint under the command line, where a file is named and fit has no YAML."""
+    path = _flag(argv, "--ckpt_path")
+    if path in (None, "last", "best", "null") or (argv[0] == "fit" and config_files(argv)):
+        return argv
+    configuration = checkpoint_file.read(path).configuration
+    if not configuration:
+        raise BadValue(f"--ckpt_path={path}: holds no configuration. Name the run's YAML with -c.")
+    laid_under = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scratchlm-")), "configuration.yaml")
+    write_yaml(laid_under, configuration)
+    return [argv[0], "--config", str(laid_under), *argv[1:]]
+
+
+def _flag(argv: list[str], name: str) -> str | None:
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}=")
+    return None
+
+
+def _prepare_corpus(config: Namespace) -> None:
+    """Makes the bins where they are missing; checks that they are the ones asked for where they are not."""
+    corpus = Corpus(**{key: config.data[key] for key in inspect.signature(Corpus).parameters})
+    manifest_path = Path(config.data.folder, "manifest.json")
+    while rank_zero_only.rank and not manifest_path.exists():
+        time.sleep(0.5)  # global rank 0 is writing it; where that fails, the launcher ends every rank
+    were_there = manifest_path.exists()
+    manifest = corpus.prepare()
+    if not were_there and rank_zero_only.rank == 0:
+        print(card_table(manifest))
+    for warning in warnings_for(manifest, config.data.context_length) if were_there else ():
+        _say(f"warning: {warning}")
+
+
+def _vocab_size(config: Namespace) -> int:
+    if config.data.checkpoint:
+        return int(checkpoint_file.read(config.data.checkpoint).gpt_settings["vocab_size"])
+    return int(read_manifest(config.data.folder)["vocab_size"])
+
+
+@contextmanager
+def _memory_advice(config: Namespace) -> Iterator[None]:
+    """Turns running out of memory into the computed need and what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        words = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+        if isinstance(error, UserError) or not (isinstance(error, MemoryError) or any(w in str(error) for w in words)):
+            raise
+        data, gpt = config.data, config.model.gpt
+        with torch.device("meta"):
+            need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(data.micro_batch_size)
+        raise BrokenState(
+            f"out of memory: this step needs about {need / 1e9:.1f} GB. In this order, lower "
+            f"data.micro_batch_size={data.micro_batch_size}, data.context_length={data.context_length}, "
+            f"model.gpt.d_model={gpt.d_model} or model.gpt.n_layers={gpt.n_layers}."
+        ) from error
+
+
+def _say(text: str) -> None:
+    if rank_zero_only.rank == 0:
+        print(f"scratchlm: {text}", flush=True)
+
+
+def _quiet() -> None:
+    """Turns off Lightning's advice about things that are decided here, each named."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "LightningCLI's args parameter",  # argv is rewritten on purpose where a checkpoint brings its configuration
+        ".*does not have many workers.*",  # one strided gather a batch is faster than workers
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,111 @@
+"""A run's folder: whose it is, which checkpoint goes on, and what the machine chose when the run began."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from scratchlm.errors import BadValue, MissingFile
+from scratchlm.files.lock import folder_lock
+from scratchlm.files.whole import remove_leftovers, write_json
+from scratchlm.model import checkpoint as checkpoint_file
+from scratchlm.training.checkpoints import newest_whole
+
+
+class RunFolder:
+    """config.yaml, choices.json, checkpoints/, metrics.jsonl, samples.jsonl and run.lock of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Names the folder; touches nothing.
+
+        Args:
+            path: The run folder, `trainer.default_root_dir`.
+        """
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    def claim(self, stack: ExitStack, ckpt_path: str | None, fresh: bool) -> None:
+        """Takes the folder for a fit of this process, and refuses to mix two runs in it.
+
+        Args:
+            stack: Holds the folder's lock until it is closed.
+            ckpt_path: What fit was asked to go on from.
+            fresh: Move an old run aside.
+
+        Raises:
+            BrokenState: Another process owns the folder.
+            BadValue: It holds a run, and neither going on with it nor moving it aside was asked for.
+        """
+        stack.enter_context(folder_lock(self.path, "run.lock"))
+        if fresh:
+            self._move_aside()
+        remove_leftovers(self.checkpoints)
+        if ckpt_path is None and any(self.checkpoints.glob("*.ckpt")):
+            raise BadValue(
+                f"trainer.default_root_dir={self.path}: holds the checkpoints of a run. Go on with it by "
+                "--ckpt_path last, move it aside by --fresh true, or name another folder."
+            )
+
+    def find_checkpoint(self, asked: str) -> Path | None:
+        """The whole file behind `last`, `best` or a path.
+
+        Args:
+            asked: What `--ckpt_path` says.
+
+        Returns:
+            The file, its checksums verified; None where `last` or `best` is asked for and the run has saved none yet.
+
+        Raises:
+            BrokenState: The file, or every file that `last` could mean, is damaged.
+            MissingFile: A path leads nowhere.
+        """
+        if asked == "last":
+            return newest_whole(self.checkpoints)
+        path = self.checkpoints / "best.ckpt" if asked == "best" else Path(asked)
+        if asked == "best" and not path.exists():
+            return None
+        if not path.exists():
+            raise MissingFile(f"--ckpt_path={asked}: no such file. Name a checkpoint, or say last or best.")
+        checkpoint_file.verify(path)
+        return path
+
+    def read_choices(self) -> dict[str, Any]:
+        """What the machine chose when the run began; empty for a new run."""
+        path = self.path / "choices.json"
+        choices: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return choices
+
+    def write_choices(self, choices: dict[str, Any]) -> None:
+        """Records what the machine chose, before it is used."""
+        write_json(self.path / "choices.json", choices)
+
+    def _move_aside(self) -> None:
+        """Moves all but the lock, which this process holds, to the first free `<folder>.old-N`."""
+        files = [path for path in self.path.iterdir() if path.name != "run.lock"]
+        if not files:
+            return
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        aside.mkdir()
+        for path in files:
+            path.rename(aside / path.name)
+        print(f"scratchlm: the old run is in {aside}")
+
+
+def refuse_other_shape(checkpoint: Path, gpt: dict[str, Any]) -> None:
+    """Refuses to go on from a checkpoint whose network is not the one configured.
+
+    Args:
+        checkpoint: The file to go on from.
+        gpt: The `model.gpt` keys of the configuration.
+
+    Raises:
+        BadValue: The first key that differs, with both values.
+    """
+    for key, made_with in checkpoint_file.read(checkpoint).gpt_settings.items():
+        if key in gpt and key not in ("dropout", "attention") and gpt[key] != made_with:
+            raise BadValue(
+                f"model.gpt.{key}={gpt[key]}: the checkpoint {checkpoint} was made with {made_with}. "
+                "Give that value, or start a run in another trainer.default_root_dir."
+            )

@@ -1,0 +1,262 @@
+"""Documents out of hub streams, local files and the built-in sources, by one path from row to document."""
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from itertools import chain, count, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratchlm.errors import BadValue, UserError
+from scratchlm.text import builtin, hub, local, wikitext
+
+MAX_SOURCES = 255  # a source's number is one byte in the bins
+_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^/:\s]+))?(?::([\w.-]+))?")
+_HUB_FORM = "hf://owner/name[/configuration][:split]"
+_WAYS = ("auto", "row", "wikitext", "file", "line", "separator")
+_TEXT_FILE_WAYS = ("file", "line", "separator")
+
+Row = tuple[str, str]  # text, id
+
+
+class Document(NamedTuple):
+    """A text with the name that it has inside its source."""
+
+    text: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One line of `data.sources`, checked by `parse_sources`.
+
+    Attributes:
+        name: What the source is called in reports and metrics.
+        uri: Where the text is: `builtin:NAME`, `hf://owner/name[/configuration][:split]`, or a path or glob.
+        weight: Its part in the mixture, in tokens, relative to the other sources' weights.
+        text_column: Column of the text in hub rows, JSON lines and parquet; None is `text`.
+        documents: How rows become documents: `row`; `wikitext` (rows are lines of WikiText, joined to articles); for
+            text files `file` (all of it is one), `line`, or `separator`; `auto` chooses.
+        separator: Text between the documents of a text file.
+        revision: Branch, tag or commit of a hub repository; None is its main branch.
+    """
+
+    name: str
+    uri: str
+    weight: float = 1.0
+    text_column: str | None = None
+    documents: str = "auto"
+    separator: str | None = None
+    revision: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What errors call it."""
+        return f"data.sources.{self.name}"
+
+    @property
+    def column(self) -> str:
+        """Column of the text."""
+        return self.text_column or "text"
+
+    @property
+    def is_wikitext(self) -> bool:
+        """Whether rows are lines of WikiText, to be joined to articles."""
+        hub_name = self.uri.startswith("hf://") and parse_hub_uri(self.uri)[0].split("/")[1].lower() == "wikitext"
+        return self.documents == "wikitext" or (self.documents == "auto" and hub_name)
+
+
+def parse_hub_uri(uri: str) -> tuple[str, str | None, str]:
+    """Repository, configuration and split of an `hf://` address."""
+    found = _HUB.fullmatch(uri)
+    assert found, uri
+    return found[1], found[2], found[3] or "train"
+
+
+def parse_sources(sources: dict[str, str | dict[str, Any]]) -> list[Source]:
+    """Reads and checks `data.sources`, opening nothing.
+
+    Args:
+        sources: Name to address, or name to a mapping with the attributes of `Source`.
+
+    Returns:
+        The sources in the order given; a source's place in it is its number.
+
+    Raises:
+        BadValue: Something cannot work; one line for each fault of each source.
+    """
+    faults: list[str] = []
+    if len(sources) > MAX_SOURCES:
+        faults.append(f"data.sources: {len(sources)} sources, and at most {MAX_SOURCES} can be told apart. Join some.")
+    parsed = []
+    for name, value in sources.items():
+        settings = {"uri": value} if isinstance(value, str) else value
+        found = list(_faults(settings))
+        faults.extend(f"data.sources.{name}: {fault}" for fault in found)
+        if not found:
+            parsed.append(Source(name=str(name), **settings | {"weight": float(settings.get("weight", 1.0))}))
+    if faults:
+        raise BadValue("\n".join(faults))
+    return parsed
+
+
+def _faults(settings: Any) -> Iterator[str]:
+    known = [field.name for field in fields(Source) if field.name != "name"]
+    if not isinstance(settings, dict) or not isinstance(settings.get("uri"), str):
+        yield f"{settings!r} names no text. Give an address, or a mapping with 'uri' and any of: {', '.join(known[1:])}."
+        return
+    if unknown := [str(key) for key in settings if key not in known]:
+        yield f"unknown key {unknown[0]!r}. The keys are: {', '.join(known)}."
+    for key in ("text_column", "separator", "revision"):
+        if not isinstance(value := settings.get(key), str | None) or value == "":
+            yield f"{key}={value!r} is no text. Give some, or leave the key out."
+    weight = settings.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        yield f"weight={weight!r} is no positive number. Give one, or leave the source out."
+    yield from _address_faults(settings["uri"])
+    yield from _way_faults(settings)
+
+
+def _address_faults(uri: str) -> Iterator[str]:
+    if uri.startswith("builtin:"):
+        if uri.removeprefix("builtin:") not in builtin.LICENCES:
+            yield f"no source {uri!r}. There are: {', '.join(f'builtin:{name}' for name in builtin.LICENCES)}."
+    elif uri.startswith("hf:"):
+        if not _HUB.fullmatch(uri):
+            yield f"{uri!r} is no hub address. Write {_HUB_FORM}."
+    elif "://" in uri:
+        yield f"{uri!r} cannot be opened. Use builtin:NAME, {_HUB_FORM}, or a local file."
+    elif not local.is_pattern(uri) and local.kind_of(uri) is None and not uri.endswith("/"):
+        yield f"{uri!r} cannot be read as text. Name a file that ends in {local.ALLOWED}."
+
+
+def _way_faults(settings: dict[str, Any]) -> Iterator[str]:
+    uri, way, separator = settings["uri"], settings.get("documents", "auto"), settings.get("separator")
+    is_text_file = "://" not in uri and not uri.startswith("builtin:") and local.kind_of(uri) in (".txt", None)
+    if way not in _WAYS:
+        yield f"documents={way!r} is no way to make documents. The ways are: {', '.join(_WAYS)}."
+        return
+    if (way in _TEXT_FILE_WAYS or separator is not None) and not is_text_file:
+        yield f"documents={way!r}, separator={separator!r} are for .txt files. Leave them out: a row is a document."
+    if way == "row" and local.kind_of(uri) == ".txt":
+        yield "documents='row' is not for .txt files. Use file, line or separator."
+    if way == "separator" and separator is None:
+        yield "documents='separator' needs a separator. Set it, for instance separator: \"\\n\\n\\n\"."
+    if separator is not None and way not in ("auto", "separator"):
+        yield f"separator={separator!r} is not used by documents={way!r}. Leave one of them out."
+    if settings.get("revision") is not None and not uri.startswith("hf:"):
+        yield f"revision={settings['revision']!r} is for hub repositories. Leave it out."
+    if settings.get("text_column") is not None and (uri.startswith("builtin:") or local.kind_of(uri) == ".txt"):
+        yield f"text_column={settings['text_column']!r} is for rows with columns. Leave it out."
+
+
+class Stream:
+    """One pass over the documents of one source, in an order that only its arguments decide."""
+
+    def __init__(self, source: Source, seed: int, shuffle_documents: int, pass_number: int = 0) -> None:
+        """Remembers what to read; nothing is opened before iteration.
+
+        Args:
+            source: The source. Pin its `revision` (`describe` gives the commit) where passes must see the same text.
+            seed: Seed of the order.
+            shuffle_documents: Documents permuted among themselves at a time, after the order of files is permuted; they
+                are held in memory. 0 keeps every order.
+            pass_number: Times the source was read before; each pass has its own order.
+        """
+        self.source = source
+        self.seed = seed
+        self.shuffle_documents = shuffle_documents
+        self.pass_number = pass_number
+
+    def __iter__(self) -> Iterator[Document]:
+        """Yields every document once.
+
+        Raises:
+            UserError: The source cannot be opened or read on.
+        """
+        documents = self._in_order_of_parts()
+        if not self.shuffle_documents:
+            yield from documents
+            return
+        for number in count(1):
+            block = list(islice(documents, self.shuffle_documents))
+            if not block:
+                return
+            for index in self._permutation(len(block), number):
+                yield block[index]
+
+    def _in_order_of_parts(self) -> Iterator[Document]:
+        parts = _parts(self.source)
+        if self.source.is_wikitext:
+            # An article may begin in one file and end in the next, so these files keep their order.
+            lines = (text for part in parts for text, _ in part())
+            return (Document(text, title) for title, text in wikitext.articles(lines))
+        order = self._permutation(len(parts), 0) if self.shuffle_documents else range(len(parts))
+        rows = chain.from_iterable(parts[index]() for index in order)
+        return map(Document._make, rows)
+
+    def _permutation(self, n: int, number: int) -> list[int]:
+        # The raw stream of Philox is the same in every numpy; that of Generator.permutation need not be.
+        mask = (1 << 64) - 1
+        key = [self.seed & mask, zlib.crc32(self.source.name.encode()) << 32 | self.pass_number]
+        philox = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([0, 0, 0, number], np.uint64))
+        order: list[int] = np.argsort(philox.random_raw(n), kind="stable").tolist()
+        return order
+
+
+def _parts(source: Source) -> list[Callable[[], Iterator[Row]]]:
+    """The files or shards of a source, each as a function that reads its rows."""
+    if source.uri.startswith("builtin:"):
+        return [lambda: builtin.documents(source.uri.removeprefix("builtin:"))]
+    if source.uri.startswith("hf://"):
+        return hub.shards(source.key, *parse_hub_uri(source.uri), source.revision, source.column)
+    whole = source.separator is None and source.documents in ("auto", "file")
+    by_line = source.documents in ("line", "wikitext")
+    split_at = None if by_line else source.separator
+
+    def reader(path: str, label: str) -> Callable[[], Iterator[Row]]:
+        return lambda: local.rows(source.key, path, label, source.column, split_at, whole)
+
+    return [reader(path, label) for path, label in local.find_files(source.key, source.uri)]
+
+
+def describe(source: Source) -> dict[str, str | None]:
+    """Opens a source as far as needed to know that it can be read, and says what it is.
+
+    Returns:
+        `uri`; `revision`, the commit that a hub repository stands at now; `licence` where it is known.
+
+    Raises:
+        UserError: A file, repository, configuration, split or column is not there, or the hub cannot be reached.
+    """
+    if source.uri.startswith("builtin:"):
+        licence = builtin.LICENCES[source.uri.removeprefix("builtin:")]
+        return {"uri": source.uri, "revision": None, "licence": licence}
+    if source.uri.startswith("hf://"):
+        facts = hub.describe(source.key, *parse_hub_uri(source.uri), source.revision, source.column)
+        return {"uri": source.uri, **facts}
+    for path, _ in local.find_files(source.key, source.uri):
+        local.check_file(source.key, path, source.column)
+    return {"uri": source.uri, "revision": None, "licence": None}
+
+
+def describe_all(sources: list[Source]) -> list[dict[str, str | None]]:
+    """`describe` for every source; all that cannot be opened are reported at once.
+
+    Raises:
+        UserError: One line for each source that cannot be opened.
+    """
+    facts, faults = [], []
+    for source in sources:
+        try:
+            facts.append(describe(source))
+        except UserError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise UserError("\n".join(map(str, faults)))
+    return facts

@@ -1,0 +1,185 @@
+"""Checkpoints on disk: written whole, pruned, and found again."""
+
+import errno
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from scratchlm.errors import BadValue, BrokenState
+from scratchlm.files.whole import remove_leftovers, unwritable, whole_file
+from scratchlm.model.checkpoint import verify
+from scratchlm.training.loggers import say
+from scratchlm.training.task import NextTokenTask
+
+FOLDER = "checkpoints"  # in the run folder
+BEST = "best.ckpt"
+_STEP_NAME = re.compile(r"step-(\d{8,})\.ckpt")
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Streams a checkpoint to a file that is there whole or not at all, and loads nothing but plain values."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint without a second copy in memory.
+
+        Raises:
+            BrokenState: The disk is full or the folder cannot be written; what stood at `path` is untouched.
+        """
+        try:
+            with whole_file(path) as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch's writer hides the OSError of a full disk behind a complaint about its own position.
+            if "unexpected pos" not in str(error):
+                raise
+            raise unwritable(path, OSError(errno.ENOSPC, "no space left")) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint that `verify` finds whole, never running code from it.
+
+        Raises:
+            MissingFile: There is none.
+            BrokenState: It is damaged.
+        """
+        verify(path)
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes the file if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """Saves every so many steps, at the end, and whenever the validation loss is the best so far."""
+
+    def __init__(self, every_steps: int = 250, keep: int = 2) -> None:
+        """Saves into `checkpoints` in the run folder: step-00000250.ckpt and so on, and best.ckpt.
+
+        Args:
+            every_steps: Optimizer steps from one periodic checkpoint to the next; the last step is saved in any case.
+            keep: Periodic checkpoints that stay; the older ones are removed. Two, so that a damaged one has another
+                behind it.
+
+        Raises:
+            BadValue: Either is below 1.
+        """
+        for name, value in (("every_steps", every_steps), ("keep", keep)):
+            if value < 1:
+                raise BadValue(f"checkpoint.{name}={value}: must be 1 or above.")
+        self.every_steps = every_steps
+        self.keep = keep
+        self.best = math.inf  # lowest validation loss so far
+        self.saving_seconds = 0.0  # spent between two batches of training, so that Throughput can leave it out
+        self._saved_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Removes what a killed writer left."""
+        self.folder = Path(trainer.default_root_dir) / FOLDER
+        if stage == "fit" and trainer.is_global_zero:
+            remove_leftovers(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the step resumed from as saved."""
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves the step before this batch: later than its own end, so that a validation due at that step is done."""
+        is_boundary = batch_idx % trainer.accumulate_grad_batches == 0
+        if is_boundary and trainer.global_step % self.every_steps == 0 and trainer.global_step != self._saved_step:
+            _task(pl_module).require_finite()  # waits for the device, whose work is not to count as saving
+            start = time.monotonic()
+            self._save_step(trainer, pl_module)
+            self.saving_seconds += time.monotonic() - start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves best.ckpt where the validation loss is lower than ever."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        if not math.isfinite(loss):
+            raise _task(pl_module).divergence(f"the validation loss is no finite number at step {trainer.global_step:,}")
+        if loss < self.best:
+            self.best = loss
+            self._save(trainer, pl_module, self.folder / BEST)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last step."""
+        self._save_step(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation loss, so that a resumed run goes on from it."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the best validation loss from a checkpoint."""
+        self.best = state_dict["best"]
+
+    def _save_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        self._save(trainer, pl_module, self.folder / f"step-{step:08d}.ckpt")
+        self._saved_step = step
+        if trainer.is_global_zero:
+            self._prune(step)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, path: Path) -> None:
+        _task(pl_module).require_finite_state()
+        trainer.save_checkpoint(path, weights_only=False)
+
+    def _prune(self, step: int) -> None:
+        """Keeps the newest; those of later steps belong to a line that was given up when the run went back."""
+        found = step_checkpoints(self.folder)
+        kept = sorted((s for s in found if s <= step), reverse=True)[: self.keep]
+        for other, path in found.items():
+            if other not in kept:
+                path.unlink(missing_ok=True)
+
+
+def _task(module: LightningModule) -> NextTokenTask:
+    assert isinstance(module, NextTokenTask)
+    return module
+
+
+def step_checkpoints(folder: str | Path) -> Mapping[int, Path]:
+    """Periodic checkpoints in a folder by their step."""
+    matches = ((_STEP_NAME.fullmatch(path.name), path) for path in Path(folder).glob("step-*.ckpt"))
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def newest_whole(folder: str | Path) -> Path | None:
+    """The periodic checkpoint of the latest step whose bytes are sound; says which it passed over and why.
+
+    Args:
+        folder: The `checkpoints` folder of a run.
+
+    Returns:
+        The path, or None where there is no periodic checkpoint at all.
+
+    Raises:
+        BrokenState: There are some, and every one is damaged.
+    """
+    found = step_checkpoints(folder)
+    for step in sorted(found, reverse=True):
+        try:
+            verify(found[step])
+        except BrokenState as error:
+            say(f"{error} Passed over.")
+        else:
+            return found[step]
+    if not found:
+        return None
+    best = Path(folder) / BEST
+    cure = f"Try --ckpt_path {best}." if best.exists() else "Start a new run in another trainer.default_root_dir."
+    raise BrokenState(f"{folder}: every periodic checkpoint in it is damaged. {cure}")

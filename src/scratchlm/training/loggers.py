@@ -1,0 +1,240 @@
+"""Where metrics go: metrics.jsonl, which is the truth, and Weights & Biases, which mirrors it."""
+
+import netrc
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from scratchlm.files.journal import Journal, read_journal
+
+METRICS_FILE = "metrics.jsonl"
+_MARKS = ("attempt", "step", "tokens", "time")  # keys of a line that are no metrics
+
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints a line for the user on stderr, above the progress bar where there is one; only on the first rank."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Hands metrics of the step just made to every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)
+
+
+class MetricsLogger(Logger):
+    """Appends every metric to metrics.jsonl, marked with the attempt, the step, the tokens seen and the time."""
+
+    def __init__(self, folder: str | Path, tokens_per_step: int) -> None:
+        """Remembers where the lines go; nothing is opened before the first.
+
+        Args:
+            folder: The run folder.
+            tokens_per_step: Tokens that one optimizer step learns from, over all processes.
+        """
+        super().__init__()
+        self.folder = Path(folder)
+        self.tokens_per_step = tokens_per_step
+        self._journal = Journal(self.folder / METRICS_FILE)
+        self._attempt: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.folder.name
+
+    @property
+    def version(self) -> str:
+        """Always empty: a run folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.folder)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: config.yaml in the run folder has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends one line; it survives a kill of this process."""
+        if self._attempt is None:
+            self._attempt = 1 + max((line["attempt"] for line in read_journal(self._journal.path)), default=0)
+        step = step or 0
+        marks = {"attempt": self._attempt, "step": step, "tokens": step * self.tokens_per_step, "time": time.time()}
+        self._journal.append(marks | dict(metrics))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Closes the file; a later line opens it again, as the same attempt."""
+        self._journal.close()
+
+
+def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
+    """The metrics of a run as one line a step, in the order of steps.
+
+    A resumed attempt writes some steps a second time: what an earlier attempt wrote at its first step or after is left
+    out, for those weights are gone.
+
+    Args:
+        run_folder: The folder with metrics.jsonl; without that file there are no lines.
+
+    Returns:
+        Dictionaries with `step`, `tokens`, `time`, `attempt` and whatever was logged at that step.
+    """
+    lines = read_journal(Path(run_folder) / METRICS_FILE)
+    by_step: dict[int, dict[str, Any]] = {}
+    attempt = 0
+    for line in lines:
+        if line["attempt"] != attempt:
+            attempt = line["attempt"]
+            by_step = {step: merged for step, merged in by_step.items() if step < line["step"]}
+        by_step.setdefault(line["step"], {}).update(line)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def wandb_mode() -> WandbMode:
+    """How W&B should run: what WANDB_MODE says, else online where there is a key for its host, else offline."""
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    if asked in ("online", "offline", "disabled"):
+        return asked  # type: ignore[return-value]  # mypy does not narrow a str by `in`
+    if asked == "dryrun":  # wandb's older word
+        return "offline"
+    return "online" if _has_wandb_key() else "offline"
+
+
+class WandbRun(WandbLogger):
+    """A W&B run with tokens seen as the axis of every curve; never prompts, and never stops a training.
+
+    Metrics of one source go to a section of their own: `val/<source>/loss` is `val_per_source/<source>/loss` there.
+    """
+
+    def __init__(
+        self, folder: str | Path, run_id: str, tokens_per_step: int, mode: WandbMode, configuration: dict[str, Any]
+    ) -> None:
+        """Remembers the settings; the run is opened by the Trainer, on its first rank.
+
+        Args:
+            folder: The run folder; W&B's files go to `wandb` in it, and its name is the run's.
+            run_id: W&B's id of the run; the same one after a resume goes on with the same run.
+            tokens_per_step: Tokens that one optimizer step learns from, over all processes.
+            mode: As `wandb_mode` says.
+            configuration: The resolved configuration, shown with the run.
+        """
+        super().__init__(
+            name=Path(folder).resolve().name,
+            save_dir=str(folder),
+            id=run_id,
+            project=os.environ.get("WANDB_PROJECT", "scratchlm"),
+            mode=mode,
+            config=configuration,
+        )
+        self.tokens_per_step = tokens_per_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; a disabled one, which swallows everything, where none could be opened."""
+        if self._experiment is None:
+            self._experiment = self._open()
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Logs scalars or tables over tokens seen."""
+        named = {_section(name): value for name, value in metrics.items()}
+        try:
+            self.experiment.log(named | {"tokens": (step or 0) * self.tokens_per_step})
+        except Exception as error:  # W&B is a mirror: whatever breaks there is no reason to stop
+            self._give_up(error)
+
+    @rank_zero_only
+    def log_rows(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Logs a table."""
+        try:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self.log_metrics({key: table}, step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Closes the run, so that W&B shows how it ended; logging again opens it again."""
+        if self._experiment is not None:
+            run, self._experiment = self._experiment, None
+            try:
+                run.finish(exit_code=0 if status == "success" else 1)
+            except Exception as error:
+                say(f"W&B: {_first_line(error)}")
+
+    def _open(self) -> Any:
+        mode = self._wandb_init["mode"]
+        if mode == "online" and not _has_wandb_key():
+            say("W&B: no key, so offline. Set WANDB_API_KEY, or upload later with `wandb sync`.")
+            mode = "offline"
+        try:
+            return self._init(mode)
+        except Exception as error:
+            if mode != "online":
+                self._give_up(error)
+                return self._experiment
+            say(f"W&B: {_first_line(error)}. Going on offline; upload later with `wandb sync`.")
+        try:
+            return self._init("offline")
+        except Exception as error:
+            self._give_up(error)
+            return self._experiment
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        settings = wandb.Settings(console="off")  # the bar and the lines stay ours
+        arguments = {key: value for key, value in self._wandb_init.items() if key not in ("mode", "anonymous")}
+        run = wandb.init(**arguments, mode=mode, settings=settings)  # type: ignore[arg-type]
+        run.define_metric("tokens", hidden=True)
+        run.define_metric("*", step_metric="tokens", step_sync=True)
+        return run
+
+    def _give_up(self, error: Exception) -> None:
+        import wandb
+
+        say(f"W&B: {_first_line(error)}. Going on without it; {METRICS_FILE} has every number.")
+        self._experiment = wandb.init(mode="disabled")
+
+
+def _section(name: str) -> str:
+    first, *rest = name.split("/")
+    return "/".join([f"{first}_per_source", *rest]) if len(rest) == 2 else name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,341 @@
+"""What the model learns: predict the next token. Loss, steps, scores, completions, and what a checkpoint carries."""
+
+import hashlib
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from scratchlm.errors import BadValue, BrokenState
+from scratchlm.model import checkpoint as checkpoint_file
+from scratchlm.model.generate import generate
+from scratchlm.model.gpt import GPT
+from scratchlm.model.loss import mean_nats, nats_of_each
+from scratchlm.text.tokenizer import Tokenizer, from_json
+from scratchlm.training.loggers import log_metrics
+from scratchlm.training.metrics import Nats
+from scratchlm.training.optimizers import adamw, is_finite, learning_rate_at, set_rates
+
+Batch = dict[str, Any]
+
+_SAMPLE_PROMPTS = ["", "Once upon a time", "The history of", "In this article"]  # chosen, not tuned
+
+
+class NextTokenTask(LightningModule):
+    """Pretraining: AdamW on the mean cross-entropy of the next token."""
+
+    def __init__(
+        self,
+        gpt: GPT,
+        learning_rate: float = 1.8e-3,
+        weight_decay: float = 0.1,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        warmup_steps: int = 250,
+        decay_steps: int | None = None,
+        floor_fraction: float = 0.1,
+        sample_prompts: list[str] | None = None,
+        sample_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        corpus: dict[str, Any] | None = None,
+    ) -> None:
+        """Keeps the settings; rates are functions of them and the step, so a new value holds from the next step on.
+
+        Args:
+            gpt: The network to train.
+            learning_rate: Peak learning rate, reached at the end of the warm-up.
+            weight_decay: AdamW's decay of matrices; embeddings, norms and biases do not decay.
+            beta1: AdamW's averaging of the gradient.
+            beta2: AdamW's averaging of the gradient's square.
+            warmup_steps: Optimizer steps over which the rate rises in a line to its peak.
+            decay_steps: Optimizer step at which the cosine has come down to the floor, counted from the start of the
+                run; by default the last step. Training past it goes on at the floor.
+            floor_fraction: Lowest learning rate of the decay, as a fraction of the peak.
+            sample_prompts: Texts to complete at each validation; by default no text and three openings,
+                an empty list for none.
+            sample_tokens: Most new tokens of a sample or a prediction.
+            temperature: Sampling temperature of samples and predictions; 0 takes the likeliest token.
+            top_k: Samples and predictions draw from this many likeliest tokens; null for all.
+            corpus: Plain facts of the data: tokenizer, bytes of each id, sources, card, sizes; set by the data.
+
+        Raises:
+            BadValue: A rate, fraction or count outside its range.
+        """
+        super().__init__()
+        self.gpt = gpt
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = (beta1, beta2)
+        self.warmup_steps = warmup_steps
+        self.decay_steps = decay_steps
+        self.floor_fraction = floor_fraction
+        self.sample_prompts = _SAMPLE_PROMPTS if sample_prompts is None else sample_prompts
+        self.sample_tokens = sample_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.corpus = corpus or {}
+        self.configuration: dict[str, Any] = {}  # the resolved configuration of the run, for the checkpoint
+        self.step_metrics: dict[str, float] = {}  # filled by a step that logs, empty after any other batch
+        self._seed = torch.initial_seed()
+        self._tokenizer: Tokenizer | None = None
+        self._check()
+
+    def _check(self) -> None:
+        positive = {"learning_rate": self.learning_rate, "sample_tokens": self.sample_tokens}
+        fractions = {"floor_fraction": self.floor_fraction, "beta1": self.betas[0], "beta2": self.betas[1]}
+        not_negative = {"weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}
+        for name, value in positive.items():
+            if not value > 0:
+                raise BadValue(f"model.{name}={value}: must be above 0.")
+        for name, value in fractions.items():
+            if not 0 <= value <= 1 or (value == 1 and name != "floor_fraction"):
+                raise BadValue(f"model.{name}={value}: a fraction, from 0 to {'1' if name[0] == 'f' else 'below 1'}.")
+        for name, value in (not_negative | {"temperature": self.temperature}).items():
+            if not value >= 0:
+                raise BadValue(f"model.{name}={value}: must be 0 or above.")
+        if self.top_k is not None and self.top_k < 1:
+            raise BadValue(f"model.top_k={self.top_k}: must be 1 or above, or null to draw from all tokens.")
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise BadValue(
+                f"model.decay_steps={self.decay_steps}: the decay begins when the warm-up ends, at "
+                f"model.warmup_steps={self.warmup_steps}. Give more decay_steps or fewer warmup_steps."
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from, over all processes."""
+        return int(self.corpus["global_batch_size"]) * self.gpt.context_length
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The corpus's tokenizer, parsed once."""
+        if self._tokenizer is None:
+            self._tokenizer = from_json(self.corpus["tokenizer"])
+        return self._tokenizer
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW; its rates are set at each step."""
+        return adamw(self.gpt, self.learning_rate, self.weight_decay, self.betas)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 1."""
+        decay_steps = self.trainer.max_steps if self.decay_steps is None else self.decay_steps
+        return learning_rate_at(step, self.learning_rate, self.warmup_steps, decay_steps, self.floor_fraction)
+
+    def setup(self, stage: str) -> None:
+        """Refuses what would go wrong silently.
+
+        Raises:
+            BadValue: float16, whose loss scaling the clipping here does not undo.
+        """
+        if str(self.trainer.precision).startswith("16"):
+            raise BadValue(
+                f"trainer.precision={self.trainer.precision}: float16 is not supported. Choose bf16-mixed or 32-true."
+            )
+
+    def on_train_start(self) -> None:
+        """Makes the counters that live on the device."""
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._norm = torch.zeros((), device=self.device)
+        self._bad_step = torch.zeros((), dtype=torch.int32, device=self.device)  # first step not finite, 0 for none
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds dropout by the micro-batch, so that a resumed run drops what an undisturbed one would."""
+        self.step_metrics = {}
+        if self.gpt.settings["dropout"] > 0:
+            key = f"{self._seed} {batch_idx} {self.global_rank}".encode()
+            torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean nats of a micro-batch."""
+        loss = mean_nats(self.gpt.hidden(batch["inputs_BT"]), self.gpt.head_VD, batch["targets_BT"])
+        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self._loss_sum = loss.detach() if is_first else self._loss_sum + loss.detach()
+        return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips and keeps the norm before clipping; Lightning 2.6's own refuses a fused optimizer under bf16-mixed."""
+        gradients = [p.grad for p in self.gpt.parameters() if p.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.gpt.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.gpt.parameters(), gradient_clip_val, self._norm)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, optimizer_closure: Any = None
+    ) -> None:
+        """One step at the rates of that step, and what it measured; only a step that logs waits for the device."""
+        step = self.trainer.global_step + 1
+        learning_rate = self.learning_rate_at(step)
+        raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        set_rates(raw, learning_rate, self.weight_decay, self.betas)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        is_bad = ~(torch.isfinite(self._norm) & torch.isfinite(self._loss_sum)) & (self._bad_step == 0)
+        self._bad_step = torch.where(is_bad, step, self._bad_step)
+        if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
+            mean = self._loss_sum / self.trainer.accumulate_grad_batches
+            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+            loss, norm = torch.stack([mean, self._norm]).tolist()
+            self.step_metrics = {
+                "train/loss": loss,
+                "train/gradient_norm": norm,
+                "train/learning_rate": learning_rate,
+            }
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs, after the callbacks have looked at the step."""
+        if self.step_metrics:
+            log_metrics(self.trainer, self.step_metrics)
+        if self.trainer.global_step == self.trainer.max_steps:
+            # Lightning validates at once when told to stop, and only once: so the last step is validated whether or
+            # not val_check_interval falls on it.
+            self.trainer.should_stop = True
+
+    def require_finite(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            BrokenState: The loss or the gradient of a step so far was not finite.
+        """
+        step = int(self._bad_step)
+        if step:
+            raise self.divergence(f"the loss or its gradient was no finite number at step {step:,}")
+
+    def require_finite_state(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            BrokenState: As `require_finite`, or a weight or a number of the optimizer's state is not finite.
+        """
+        self.require_finite()
+        if not is_finite(self.gpt, self.trainer.optimizers[0]):
+            raise self.divergence(f"a weight or its optimizer state is no finite number at step {self.global_step:,}")
+
+    def divergence(self, what: str) -> BrokenState:
+        """The one line for a training that has diverged, with the rate to try."""
+        return BrokenState(
+            f"model.learning_rate={self.learning_rate:g}: {what}. No checkpoint holds such a state. Try a third of the "
+            f"rate: --ckpt_path last --model.learning_rate {self.learning_rate / 3:.2g}"
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the scores at zero."""
+        self._nats = self._new_nats()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Scores one batch."""
+        self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs loss, perplexity and bits a byte, over all and by source."""
+        self._log_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Starts the scores at zero."""
+        self._nats = self._new_nats()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Scores one batch."""
+        self._score(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs loss, perplexity and bits a byte, over all and by source."""
+        self._log_scores("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
+        """Completes prompts: one dictionary each, with `prompt` and `completion`."""
+        return [{"prompt": prompt, "completion": self.complete(prompt)} for prompt in batch["prompts"]]
+
+    def complete(self, prompt: str, seed: int = 0) -> str:
+        """Continues a text by up to `sample_tokens` tokens, or to the end of the text.
+
+        Args:
+            prompt: What to continue; empty starts a text.
+            seed: Seed of the draws.
+
+        Raises:
+            BadValue: The tokenizer cannot spell the prompt.
+        """
+        tokenizer = self.tokenizer
+        end = tokenizer.end_of_text_id
+        ids = generate(
+            self.gpt,
+            tokenizer.encode(prompt) or [end],
+            max_new_tokens=self.sample_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            seed=seed,
+            stop_ids=[end],
+            banned_ids=[special for special in tokenizer.special_ids if special != end],
+        )
+        return tokenizer.decode(list(ids))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what generate and a resume need beside Lightning's own state."""
+        checkpoint[checkpoint_file.KEY] = checkpoint_file.block(
+            self.gpt,
+            self.corpus.get("tokenizer", ""),
+            self.corpus.get("card", {}),
+            self.global_step,
+            self.global_step * self.corpus.get("global_batch_size", 0),
+            configuration=self.configuration,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another network's or tokenizer's checkpoint, and places Lightning's loops at its step.
+
+        Raises:
+            BadValue: The checkpoint is not ours, or its sizes or its tokenizer differ from this run's.
+        """
+        block = checkpoint.get(checkpoint_file.KEY)
+        if block is None:
+            raise BadValue("--ckpt_path: not a checkpoint of scratchlm fit. Name one from a run's checkpoints folder.")
+        for name, value in block["gpt_settings"].items():
+            if name not in ("dropout", "attention") and self.gpt.settings.get(name) != value:
+                raise BadValue(
+                    f"model.gpt.{name}={self.gpt.settings.get(name)}: the checkpoint was trained with {value}. "
+                    "Give that value, or start a new run in another trainer.default_root_dir."
+                )
+        if "tokenizer" in self.corpus and block["tokenizer_json"] != self.corpus["tokenizer"]:
+            raise BadValue(
+                "data.folder: its tokenizer is not the one that the checkpoint was trained with, so ids would mean "
+                "other text. Name the folder of that run."
+            )
+        _place_loops(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def _new_nats(self) -> Nats:
+        nats = Nats(self.corpus["sources"], self.corpus["bytes_of_ids"])
+        return nats if self.device.type == "mps" else nats.to(self.device)  # Metal has no float64
+
+    def _score(self, batch: Batch) -> None:
+        nats_BT = nats_of_each(self.gpt.hidden(batch["inputs_BT"]), self.gpt.head_VD, batch["targets_BT"])
+        self._nats.update(nats_BT, batch["targets_BT"], batch["source_BT"])
+
+    def _log_scores(self, split: str) -> None:
+        scores = {f"{split}/{name}": value for name, value in self._nats.compute().items()}
+        self.log_dict(scores, logger=False, sync_dist=True)  # equal on all ranks already; for callback_metrics
+        if not self.trainer.sanity_checking:
+            log_metrics(self.trainer, scores)
+
+
+def _place_loops(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
+    """Writes Lightning's loop counters as what they are here: functions of the step, amid one endless epoch.
+
+    Lightning stores them as they stood in the hook that saved, counted in micro-batches: depending on the hook it would
+    repeat or skip a validation, and with another micro-batch size or number of processes the next step would be short.
+    """
+    n = checkpoint["global_step"] * accumulate_grad_batches
+    batches = {"ready": n, "started": n, "processed": n, "completed": n}
+    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    loops = checkpoint["loops"]["fit_loop"]
+    loops["epoch_loop.batch_progress"] = {"total": batches, "current": dict(batches), "is_last_batch": False}
+    loops["epoch_progress"] = {"total": epoch, "current": dict(epoch)}
