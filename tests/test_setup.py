@@ -132,7 +132,7 @@ case "$*" in
         [ "${{PIP_BREAKS:-}}" != yes ] || {{ echo "ERROR: no space left"; exit 1; }}
         ;;
     "- cpu" | "- cuda" | "- metal") echo "torch works" ;;
-    *) exec {python} "$@" ;;
+    *) exec "{python}" "$@" ;;
 esac
 """
 CONDA_STAND_IN = """#!{bash}
