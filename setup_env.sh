@@ -129,7 +129,7 @@ find_python() {
     fail 1 "Python 3.11 or later is needed, and none is on PATH. Install one, from https://www.python.org or by uv, pyenv or conda."
 }
 
-# Hash of what .venv is made from. The folder is in it, for an environment that was moved still names the old one.
+# Hash of what .venv is made from.
 fingerprint() {
     "$venv/bin/python" - "$root" <<'PYTHON'
 import hashlib, sys
@@ -137,7 +137,7 @@ from pathlib import Path
 
 root = Path(sys.argv[1])
 files = [(root / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
-print(hashlib.sha256(repr((str(root), sys.version_info[:2], files)).encode()).hexdigest())
+print(hashlib.sha256(repr((sys.version_info[:2], files)).encode()).hexdigest())
 PYTHON
 }
 
@@ -164,10 +164,11 @@ print(*(item["metadata"]["version"] for item in json.load(sys.stdin)["install"])
     esac
 }
 
-# The stamp's lines: which build of torch (pip takes another backend's for the same version), with --dev or not, and the
-# fingerprint once all is installed. A .venv without a stamp is not of this script's making and is never removed.
+# The stamp's lines: what cannot be changed in place, with --dev or not, and the fingerprint once all is installed. In place
+# one cannot change torch's build, for pip takes another backend's for the same version, nor the folder, which the commands
+# in .venv/bin name. A .venv without a stamp is not of this script's making and is never removed.
 make_venv() {
-    local build=$backend${SCRATCHLM_TORCH_INDEX:+ $SCRATCHLM_TORCH_INDEX} stamp=$venv/scratchlm.stamp log=$venv/setup.log
+    local build="$backend in $root${SCRATCHLM_TORCH_INDEX:+ from $SCRATCHLM_TORCH_INDEX}" stamp=$venv/scratchlm.stamp log=$venv/setup.log
     local made_build='' made_dev='' made_of='' extra='' python
     if [ -f "$stamp" ]; then
         { read -r made_build && read -r made_dev && read -r made_of; } <"$stamp" || true

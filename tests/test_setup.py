@@ -340,6 +340,13 @@ def test_another_backend_makes_the_environment_anew(linux: Machine) -> None:
     assert not (linux.root / ".venv" / "old").exists()
 
 
+def test_a_moved_clone_makes_its_environment_anew(linux: Machine) -> None:
+    linux.setup()
+    linux.root = linux.root.rename(linux.root.parent / "moved")
+    linux.setup()
+    assert linux.calls()[0] == "venv"
+
+
 def test_a_failed_installation_shows_the_end_of_its_log_and_is_done_again(linux: Machine) -> None:
     done = linux.setup(PIP_BREAKS="yes")
     assert done.returncode == 1
