@@ -74,8 +74,10 @@ def _load(target: str) -> Callable[..., Any]:
 
 
 def _prepare(argv: list[str]) -> None:
-    preparation = importlib.import_module("scratchlm.data.preparation")
-    corpus_keys = set(inspect.signature(preparation.Corpus).parameters)
+    from scratchlm.data.card import card_table
+    from scratchlm.data.preparation import Corpus
+
+    corpus_keys = set(inspect.signature(Corpus).parameters)
     parser = OneLineParser(
         prog="scratchlm prepare", description="Text to tokenizer to bins, as the data: part of a YAML says."
     )
@@ -85,7 +87,7 @@ def _prepare(argv: list[str]) -> None:
     parser.add_argument(
         "--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins."
     )
-    parser.add_class_arguments(preparation.Corpus, "data")
+    parser.add_class_arguments(Corpus, "data")
 
     def corpus_part(path: str) -> dict[str, Any]:
         data = read_yaml(path).get("data") or {}
@@ -93,8 +95,8 @@ def _prepare(argv: list[str]) -> None:
 
     with rewritten_configs(argv, corpus_part) as rewritten:
         given = parser.parse_args(rewritten)
-    manifest = preparation.Corpus(**given.data.as_dict()).prepare(fresh=given.fresh)
-    print(preparation.card_table(manifest))
+    manifest = Corpus(**given.data.as_dict()).prepare(fresh=given.fresh)
+    print(card_table(manifest))
 
 
 def config_files(argv: list[str]) -> list[str]:

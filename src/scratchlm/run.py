@@ -21,8 +21,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from scratchlm.cli import OneLineErrors, config_files, write_yaml
-from scratchlm.data.bins import read_manifest
-from scratchlm.data.preparation import Corpus, card_table, warnings_for
+from scratchlm.data.bins import is_prepared, read_manifest
+from scratchlm.data.card import card_table, warnings_for
+from scratchlm.data.preparation import Corpus
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
 from scratchlm.files.whole import write_text
@@ -113,7 +114,7 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks, finds and makes all that the data, the model and the Trainer are built from."""
         config = self.config[self.subcommand]
-        _check_trainer_keys(config, self.subcommand)
+        _check_trainer_keys(config, str(self.subcommand))
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(Path("runs", *(self.config_names[:1] or ["run"])))
         self.folder = RunFolder(config.trainer.default_root_dir)
@@ -159,7 +160,7 @@ class RunCLI(LightningCLI):
             )
         self.model.configuration = self.configuration
         trainer.accumulate_grad_batches = data.global_batch_size // at_once
-        if not trainer.fast_dev_run:
+        if not self._get(self.config_init, "trainer")["fast_dev_run"]:
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -175,7 +176,7 @@ class RunCLI(LightningCLI):
 
     def _open_run_folder(self, config: Namespace) -> None:
         """Takes the folder, resolves `--ckpt_path`, and writes config.yaml."""
-        if rank_zero_only.rank == 0:
+        if _is_first_rank():
             self.folder.claim(self.stack, config.ckpt_path, config.fresh)
         if config.ckpt_path is not None:
             path = self.folder.find_checkpoint(config.ckpt_path)
@@ -185,10 +186,12 @@ class RunCLI(LightningCLI):
                 refuse_other_shape(path, config.model.gpt.as_dict())
                 self.choices = self.folder.read_choices()
             config.ckpt_path = str(path) if path else None
-        of_the_run = Namespace({key: value for key, value in vars(config).items() if key not in _OF_THE_CALL})
+        of_the_run = config.clone()
+        for key in _OF_THE_CALL:
+            of_the_run.pop(key, None)
         resolved = self._parser(self.subcommand).dump(of_the_run, skip_none=False, skip_validation=True)
         self.configuration = yaml.safe_load(resolved)
-        if rank_zero_only.rank == 0:
+        if _is_first_rank():
             write_text(self.folder.path / "config.yaml", resolved)
 
     def _checkpoint_to_score(self, asked: str | None) -> Path:
@@ -204,7 +207,7 @@ class RunCLI(LightningCLI):
     def _choose_machine(self, config: Namespace) -> None:
         """Device, precision and attention: as asked, else as when the run began, else what the machine does best."""
         kind = {"gpu": "cuda"}.get(config.trainer.accelerator, config.trainer.accelerator)
-        precision = config.trainer.precision or "auto"
+        precision: Any = config.trainer.precision or "auto"
         if kind not in ("auto", "cuda", "mps", "cpu") or precision not in ("auto", "bf16-mixed", "32-true"):
             return  # another of Lightning's devices or number formats: the user's own choice, not probed
         gpt = config.model.gpt
@@ -223,7 +226,7 @@ class RunCLI(LightningCLI):
         if self.subcommand == "fit":
             self.choices.setdefault("wandb_id", os.urandom(4).hex())
             self.choices |= {"device": choice.device_type, "precision": choice.precision, "reason": choice.reason}
-            if rank_zero_only.rank == 0:
+            if _is_first_rank():
                 self.folder.write_choices(self.choices)
 
     def _loggers(self, asked: Any) -> list[Logger]:
@@ -237,13 +240,13 @@ class RunCLI(LightningCLI):
             loggers.append(WandbRun(folder, self.choices["wandb_id"], tokens_per_step, mode, self.configuration))
         return loggers
 
-    def _max_steps(self) -> int:
+    def _max_steps(self) -> Any:
         config, data = self.config[self.subcommand], self.datamodule
         if config.data.train_tokens is not None:
             return max(1, config.data.train_tokens // (data.global_batch_size * data.context_length))
         if config.trainer.max_epochs is not None:
             return max(1, config.trainer.max_epochs * data.sequences_per_epoch // data.global_batch_size)
-        return int(config.trainer.max_steps)
+        return config.trainer.max_steps
 
 
 def _check_trainer_keys(config: Namespace, subcommand: str) -> None:
@@ -297,13 +300,12 @@ def _flag(argv: list[str], name: str) -> str | None:
 def _prepare_corpus(config: Namespace) -> None:
     """Makes the bins where they are missing; checks that they are the ones asked for where they are not."""
     corpus = Corpus(**{key: config.data[key] for key in inspect.signature(Corpus).parameters})
-    manifest_path = Path(config.data.folder, "manifest.json")
-    while rank_zero_only.rank and not manifest_path.exists():
-        time.sleep(0.5)  # global rank 0 is writing it; where that fails, the launcher ends every rank
-    were_there = manifest_path.exists()
+    while not (_is_first_rank() or is_prepared(config.data.folder)):
+        time.sleep(0.5)  # global rank 0 is writing them; where that fails, the launcher ends every rank
+    were_there = is_prepared(config.data.folder)
     manifest = corpus.prepare()
-    if not were_there and rank_zero_only.rank == 0:
-        print(card_table(manifest))
+    if not were_there:
+        print(card_table(manifest), flush=True)
     for warning in warnings_for(manifest, config.data.context_length) if were_there else ():
         _say(f"warning: {warning}")
 
@@ -333,8 +335,12 @@ def _memory_advice(config: Namespace) -> Iterator[None]:
         ) from error
 
 
+def _is_first_rank() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 def _say(text: str) -> None:
-    if rank_zero_only.rank == 0:
+    if _is_first_rank():
         print(f"scratchlm: {text}", flush=True)
 
 

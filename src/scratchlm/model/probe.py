@@ -184,9 +184,7 @@ def _matmul(
     return Finding(f"matmul over a vocabulary of {vocab_size}", float(torch.stack(errors).max()), 0.05)
 
 
-def _training_step(
-    gpt: GPT, reference: GPT, ids_BT: Tensor, device: torch.device, dtype: torch.dtype
-) -> Finding:
+def _training_step(gpt: GPT, reference: GPT, ids_BT: Tensor, device: torch.device, dtype: torch.dtype) -> Finding:
     """Loss and gradients of one step against float32 on the CPU with an explicit mask and a plain loss."""
     inputs_BT, targets_BT = ids_BT[:, :-1], ids_BT[:, 1:]
     expected = F.cross_entropy(reference(inputs_BT).flatten(0, 1), targets_BT.flatten())

@@ -108,7 +108,9 @@ class Checkpoints(Checkpoint):
             return
         loss = float(trainer.callback_metrics["val/loss"])
         if not math.isfinite(loss):
-            raise _task(pl_module).divergence(f"the validation loss is no finite number at step {trainer.global_step:,}")
+            raise _task(pl_module).divergence(
+                f"the validation loss is no finite number at step {trainer.global_step:,}"
+            )
         if loss < self.best:
             self.best = loss
             self._save(trainer, pl_module, self.folder / BEST)
