@@ -351,5 +351,6 @@ def _quiet() -> None:
     for message in (
         "LightningCLI's args parameter",  # argv is rewritten on purpose where a checkpoint brings its configuration
         ".*does not have many workers.*",  # one strided gather a batch is faster than workers
+        ".*LeafSpec.*deprecated.*",  # Lightning 2.6 calls it, torch 2.13 means to drop it
     ):
         warnings.filterwarnings("ignore", message=message)
