@@ -96,7 +96,6 @@ class RunCLI(LightningCLI):
         """Links each fact to the one place that states it."""
         parser.link_arguments("data.context_length", "model.gpt.context_length")
         parser.link_arguments("data.vocab_size", "model.gpt.vocab_size", apply_on="instantiate")
-        parser.link_arguments("data.facts", "model.corpus", apply_on="instantiate")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -146,7 +145,8 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Turns batch sizes into accumulation, and optimizer steps into the micro-batches that Lightning counts."""
+        """Links the corpus's facts to the model, and turns steps into the micro-batches that Lightning counts."""
+        self.model.corpus = self.datamodule.facts  # no parser link: it would read the tokenizer's JSON as a mapping
         if self.subcommand != "fit":
             return
         data, trainer = self.datamodule, self.trainer
@@ -351,5 +351,6 @@ def _quiet() -> None:
     for message in (
         "LightningCLI's args parameter",  # argv is rewritten on purpose where a checkpoint brings its configuration
         ".*does not have many workers.*",  # one strided gather a batch is faster than workers
+        ".*LeafSpec.*deprecated.*",  # Lightning 2.6 calls it, torch 2.13 means to drop it
     ):
         warnings.filterwarnings("ignore", message=message)
