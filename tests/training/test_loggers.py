@@ -106,7 +106,7 @@ def test_a_training_leaves_an_offline_run_with_axis_sections_loss_tables_and_con
     trainer = tiny.tiny_trainer(tmp_path, max_steps=6, logger=[MetricsLogger(tmp_path, 128), run])
     trainer.fit(tiny.tiny_task(), tiny.TinyData())
 
-    wandb.teardown()  # W&B's own process flushes the file some 20 ms after the run's end; a process that ends waits for it
+    wandb.teardown()  # its own process writes the file's end some 20 ms after the run's, and this waits for it
     (folder,) = (tmp_path / "wandb").glob("offline-run-*-abc123")
     found = list(records(next(folder.glob("*.wandb"))))
     metrics = [r.metric for r in found if r.WhichOneof("record_type") == "metric"]
