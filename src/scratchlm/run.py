@@ -327,7 +327,9 @@ def _memory_advice(config: Namespace) -> Iterator[None]:
             raise
         data, gpt = config.data, config.model.gpt
         with torch.device("meta"):
-            need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(data.micro_batch_size)
+            need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(
+                data.micro_batch_size, autocast=config.trainer.precision == "bf16-mixed"
+            )
         raise BrokenState(
             f"out of memory: this step needs about {need / 1e9:.1f} GB. In this order, lower "
             f"data.micro_batch_size={data.micro_batch_size}, data.context_length={data.context_length}, "
