@@ -16,7 +16,6 @@ def _no_account(monkeypatch, tmp_path):
         if name.startswith("WANDB"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
 
 
 def records(path: Path):

@@ -312,6 +312,8 @@ class NextTokenTask(LightningModule):
                 "other text. Name the folder of that run."
             )
         _place_loops(checkpoint, self.trainer.accumulate_grad_batches)
+        if self.trainer.state.fn != "fit":
+            checkpoint["callbacks"] = {}  # Lightning would warn of those that only fit has
 
     def _new_nats(self) -> Nats:
         nats = Nats(self.corpus["sources"], self.corpus["bytes_of_ids"])
