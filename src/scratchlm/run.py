@@ -114,6 +114,7 @@ class RunCLI(LightningCLI):
         """Checks, finds and makes all that the data, the model and the Trainer are built from."""
         config = self.config[self.subcommand]
         _check_trainer_keys(config, str(self.subcommand))
+        _check_values(config)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(Path("runs", *(self.config_names[:1] or ["run"])))
         self.folder = RunFolder(config.trainer.default_root_dir)
@@ -189,7 +190,7 @@ class RunCLI(LightningCLI):
         of_the_run = config.clone()
         for key in _OF_THE_CALL:
             of_the_run.pop(key, None)
-        resolved = self._parser(self.subcommand).dump(of_the_run, skip_none=False, skip_validation=True)
+        resolved = self._parser(self.subcommand).dump(of_the_run, skip_unset=False, skip_validation=True)
         self.configuration = yaml.safe_load(resolved)
         if _is_first_rank():
             write_text(self.folder.path / "config.yaml", resolved)
@@ -273,6 +274,15 @@ def _check_trainer_keys(config: Namespace, subcommand: str) -> None:
     for key, value in given.items():
         if value < 1:
             raise BadValue(f"{key}={value}: a run has at least one step. Give a whole number from 1.")
+
+
+def _check_values(config: Namespace) -> None:
+    """Builds data and model on paper: a value that cannot work is refused before a file is written or text is read."""
+    PretrainingData(**config.data.as_dict())
+    model = config.model.as_dict()
+    with torch.device("meta"):
+        gpt = GPT(**model.pop("gpt"), vocab_size=config.data.vocab_size)
+    NextTokenTask(gpt, **model)
 
 
 def _with_configuration_of_checkpoint(argv: list[str], stack: ExitStack) -> list[str]:
