@@ -136,7 +136,7 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer with our loggers, callbacks and checkpoint writer beside whatever the YAML names."""
         trainer = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [Progress()]
+        callbacks: list[Callback] = [] if trainer["enable_progress_bar"] is False else [Progress()]
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
