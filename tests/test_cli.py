@@ -188,7 +188,7 @@ def test_another_shape_than_the_checkpoints_is_refused_by_its_key(
     for path in ("last", str(run_folder / "run" / "checkpoints" / "best.ckpt")):
         line = refusal("fit", *TINY, "--trainer.max_steps=6", f"--ckpt_path={path}", "--model.gpt.d_ff=64")
         assert "model.gpt.d_ff=64" in line
-        assert "was made with 32" in line
+        assert "was trained with 32" in line
 
 
 def test_other_settings_than_the_bins_are_refused_by_their_key(run_folder: Path, refusal: Callable[..., str]) -> None:

@@ -1,6 +1,5 @@
 """Every file in configs/ parses, builds, repeats no default, and trains once with its steps cut down."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,25 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from scratchlm.cli import main
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]
 OVERLAYS = sorted((*CONFIGS.glob("size/*.yaml"), *CONFIGS.glob("machine/*.yaml")))
 TEXT = "--data.sources={text: input.txt}"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Runs `scratchlm ...` in this process, in an empty folder, with W&B off."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-    def run(*words: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["scratchlm", *words])
-        main()
-
-    return run
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

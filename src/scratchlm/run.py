@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from scratchlm.cli import OneLineErrors, config_files, write_yaml
+from scratchlm.cli import OneLineErrors, config_files, read_yaml, write_yaml
 from scratchlm.data.bins import is_prepared, read_manifest
 from scratchlm.data.card import card_table, warnings_for
 from scratchlm.data.preparation import Corpus
@@ -30,7 +30,7 @@ from scratchlm.files.whole import write_text
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.gpt import GPT
 from scratchlm.model.probe import choose
-from scratchlm.run_folder import RunFolder, refuse_other_shape
+from scratchlm.run_folder import RunFolder
 from scratchlm.training.callbacks import DivergenceGuard, Progress, Samples, Summary, Throughput
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
@@ -69,6 +69,8 @@ class RunCLI(LightningCLI):
             stack: Closes what the run holds open: its lock and temporary files.
         """
         self.stack = stack
+        for path in config_files(argv):
+            read_yaml(path)  # the parser's own complaints do not name the file
         self.config_names = [Path(path).stem for path in config_files(argv)]
         self.choices: dict[str, Any] = {}
         super().__init__(
@@ -184,7 +186,8 @@ class RunCLI(LightningCLI):
             if path is None:
                 _say(f"--ckpt_path={config.ckpt_path}: none in {self.folder.checkpoints} yet; starting at step 0")
             else:
-                refuse_other_shape(path, config.model.gpt.as_dict())
+                made_with = checkpoint_file.read(path).gpt_settings
+                checkpoint_file.require_same_shape(config.model.gpt.as_dict(), made_with)
                 self.choices = self.folder.read_choices()
             config.ckpt_path = str(path) if path else None
         of_the_run = config.clone()

@@ -91,21 +91,3 @@ class RunFolder:
         for path in files:
             path.rename(aside / path.name)
         print(f"scratchlm: the old run is in {aside}")
-
-
-def refuse_other_shape(checkpoint: Path, gpt: dict[str, Any]) -> None:
-    """Refuses to go on from a checkpoint whose network is not the one configured.
-
-    Args:
-        checkpoint: The file to go on from.
-        gpt: The `model.gpt` keys of the configuration.
-
-    Raises:
-        BadValue: The first key that differs, with both values.
-    """
-    for key, made_with in checkpoint_file.read(checkpoint).gpt_settings.items():
-        if key in gpt and key not in ("dropout", "attention") and gpt[key] != made_with:
-            raise BadValue(
-                f"model.gpt.{key}={gpt[key]}: the checkpoint {checkpoint} was made with {made_with}. "
-                "Give that value, or start a run in another trainer.default_root_dir."
-            )

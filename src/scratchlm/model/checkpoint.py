@@ -7,6 +7,7 @@ The file is a Lightning checkpoint (a zip written by `torch.save`): the network'
 import pickle
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,24 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         if name.startswith(_PREFIX)
     }
     return Checkpoint(weights=weights, configuration=ours.pop("configuration", {}), extra=ours, **known)
+
+
+def require_same_shape(asked: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    """Refuses to go on from a checkpoint whose network is another one.
+
+    Args:
+        asked: Arguments of `GPT` for the run; those not yet known may be missing.
+        made_with: Those of the checkpoint.
+
+    Raises:
+        BadValue: The first that differs, with both values. Dropout and the way attention is computed may differ.
+    """
+    for name, value in made_with.items():
+        if name in asked and name not in ("dropout", "attention") and asked[name] != value:
+            raise BadValue(
+                f"model.gpt.{name}={asked[name]}: the checkpoint was trained with {value}. "
+                "Give that value, or start a new run in another trainer.default_root_dir."
+            )
 
 
 def _require_plain(value: Any, where: str) -> None:

@@ -300,12 +300,7 @@ class NextTokenTask(LightningModule):
         block = checkpoint.get(checkpoint_file.KEY)
         if block is None:
             raise BadValue("--ckpt_path: not a checkpoint of scratchlm fit. Name one from a run's checkpoints folder.")
-        for name, value in block["gpt_settings"].items():
-            if name not in ("dropout", "attention") and self.gpt.settings.get(name) != value:
-                raise BadValue(
-                    f"model.gpt.{name}={self.gpt.settings.get(name)}: the checkpoint was trained with {value}. "
-                    "Give that value, or start a new run in another trainer.default_root_dir."
-                )
+        checkpoint_file.require_same_shape(self.gpt.settings, block["gpt_settings"])
         if "tokenizer" in self.corpus and block["tokenizer_json"] != self.corpus["tokenizer"]:
             raise BadValue(
                 "data.folder: its tokenizer is not the one that the checkpoint was trained with, so ids would mean "
