@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import os
 import re
 import sys
 import tempfile
@@ -35,6 +36,9 @@ def main() -> None:
     except UserError as error:
         print(f"scratchlm: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("scratchlm: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -96,7 +96,6 @@ class RunCLI(LightningCLI):
         """Links each fact to the one place that states it."""
         parser.link_arguments("data.context_length", "model.gpt.context_length")
         parser.link_arguments("data.vocab_size", "model.gpt.vocab_size", apply_on="instantiate")
-        parser.link_arguments("data.facts", "model.corpus", apply_on="instantiate")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -115,6 +114,7 @@ class RunCLI(LightningCLI):
         """Checks, finds and makes all that the data, the model and the Trainer are built from."""
         config = self.config[self.subcommand]
         _check_trainer_keys(config, str(self.subcommand))
+        _check_values(config)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(Path("runs", *(self.config_names[:1] or ["run"])))
         self.folder = RunFolder(config.trainer.default_root_dir)
@@ -136,7 +136,7 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer with our loggers, callbacks and checkpoint writer beside whatever the YAML names."""
         trainer = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [Progress()]
+        callbacks: list[Callback] = [] if trainer["enable_progress_bar"] is False else [Progress()]
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
@@ -146,7 +146,8 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Turns batch sizes into accumulation, and optimizer steps into the micro-batches that Lightning counts."""
+        """Links the corpus's facts to the model, and turns steps into the micro-batches that Lightning counts."""
+        self.model.corpus = self.datamodule.facts  # no parser link: it would read the tokenizer's JSON as a mapping
         if self.subcommand != "fit":
             return
         data, trainer = self.datamodule, self.trainer
@@ -189,7 +190,7 @@ class RunCLI(LightningCLI):
         of_the_run = config.clone()
         for key in _OF_THE_CALL:
             of_the_run.pop(key, None)
-        resolved = self._parser(self.subcommand).dump(of_the_run, skip_none=False, skip_validation=True)
+        resolved = self._parser(self.subcommand).dump(of_the_run, skip_unset=False, skip_validation=True)
         self.configuration = yaml.safe_load(resolved)
         if _is_first_rank():
             write_text(self.folder.path / "config.yaml", resolved)
@@ -275,6 +276,15 @@ def _check_trainer_keys(config: Namespace, subcommand: str) -> None:
             raise BadValue(f"{key}={value}: a run has at least one step. Give a whole number from 1.")
 
 
+def _check_values(config: Namespace) -> None:
+    """Builds data and model on paper: a value that cannot work is refused before a file is written or text is read."""
+    PretrainingData(**config.data.as_dict())
+    model = config.model.as_dict()
+    with torch.device("meta"):
+        gpt = GPT(**model.pop("gpt"), vocab_size=config.data.vocab_size)
+    NextTokenTask(gpt, **model)
+
+
 def _with_configuration_of_checkpoint(argv: list[str], stack: ExitStack) -> list[str]:
     """Lays the configuration in a checkpoint under the command line, where a file is named and fit has no YAML."""
     path = _flag(argv, "--ckpt_path")
@@ -327,7 +337,9 @@ def _memory_advice(config: Namespace) -> Iterator[None]:
             raise
         data, gpt = config.data, config.model.gpt
         with torch.device("meta"):
-            need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(data.micro_batch_size)
+            need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(
+                data.micro_batch_size, autocast=config.trainer.precision == "bf16-mixed"
+            )
         raise BrokenState(
             f"out of memory: this step needs about {need / 1e9:.1f} GB. In this order, lower "
             f"data.micro_batch_size={data.micro_batch_size}, data.context_length={data.context_length}, "
@@ -351,5 +363,6 @@ def _quiet() -> None:
     for message in (
         "LightningCLI's args parameter",  # argv is rewritten on purpose where a checkpoint brings its configuration
         ".*does not have many workers.*",  # one strided gather a batch is faster than workers
+        ".*LeafSpec.*deprecated.*",  # Lightning 2.6 calls it, torch 2.13 means to drop it
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -6,7 +6,6 @@ python tiny_run.py FOLDER [--precision P] [--devices N] [--micro M] [--resume PA
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,12 @@ FACTS: dict[str, Any] = {
     "tokenizer": TOKENIZER.to_json(),
     "bytes_of_ids": TOKENIZER.bytes_of_ids(),
     "sources": SOURCES,
-    "card": {"tales": {"tokens": 3000, "uri": "tales.txt"}, "facts": {"tokens": 1500, "uri": "facts.txt"}},
+    "card": {
+        "sources": [
+            {"name": "tales", "uri": "tales.txt", "tokens": {"train": 3000}, "share": 0.6},
+            {"name": "facts", "uri": "facts.txt", "tokens": {"train": 2000}, "share": 0.4},
+        ]
+    },
     "context_length": CONTEXT,
     "global_batch_size": GLOBAL_BATCH,
 }
@@ -118,8 +122,10 @@ def tiny_task(dropout: float = 0.0, **settings: Any) -> NextTokenTask:
     """A network of some thousand weights, the same at each call."""
     torch.manual_seed(5)
     gpt = GPT(TOKENIZER.vocab_size, CONTEXT, d_model=16, n_layers=2, n_heads=2, d_ff=32, dropout=dropout)
-    defaults = {"learning_rate": 1e-2, "warmup_steps": 3, "sample_tokens": 4, "corpus": FACTS}
-    return NextTokenTask(gpt, **(defaults | settings))
+    defaults = {"learning_rate": 1e-2, "warmup_steps": 3, "sample_tokens": 4}
+    task = NextTokenTask(gpt, **(defaults | settings))
+    task.corpus = FACTS
+    return task
 
 
 def tiny_trainer(folder: Path, micro: int = 4, devices: int = 1, **settings: Any) -> Trainer:
@@ -149,7 +155,8 @@ def tiny_trainer(folder: Path, micro: int = 4, devices: int = 1, **settings: Any
     return Trainer(**(defaults | settings))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Trains as the arguments say; a test calls it with its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--precision", default="32-true")
@@ -160,7 +167,7 @@ def main() -> None:
     parser.add_argument("--every-steps", type=int, default=4)
     parser.add_argument("--resume")
     parser.add_argument("--kill")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     where, _, number = (arguments.kill or "never:0").partition(":")
     trainer = tiny_trainer(
@@ -181,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

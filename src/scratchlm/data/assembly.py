@@ -164,21 +164,14 @@ class Assembly:
         return hashes
 
     def _fault_at_start(self, number: int) -> str:
-        source, tally, dropped = self._supplies[number].source, self.tallies[number], self._supplies[number].dropped
-        n_documents, n_tokens = tally.documents.total(), tally.tokens.total()
-        if not n_documents:
-            why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
-            return (
-                f"{source.key}: no document left to train on ({f'dropped: {why}' if why else 'it is empty'}). "
-                f"Add text, or lower data.min_document_characters={self._reading.min_document_characters}."
-            )
-        cure = (
-            "Add text, lower data.context_length, or set data.split=tail to take validation from each document's end."
-        )
+        supply, tally = self._supplies[number], self.tallies[number]
+        if not tally.documents:
+            return self._reading.nothing_left(supply.source, supply.dropped)
         return (
-            f"{source.key}: {n_documents:,} documents with {n_tokens:,} tokens in all. The first go to "
-            f"{' and '.join(self._splits.names[1:])} until it holds one window, and none is left for training: "
-            f"{self._splits.one_window}. {cure}"
+            f"{supply.source.key}: {tally.documents.total():,} documents with {tally.tokens.total():,} tokens in all. "
+            f"The first go to {' and '.join(self._splits.names[1:])} until it holds one window, and none is left for "
+            f"training: {self._splits.one_window}. Add text, lower data.context_length, or set data.split=tail to take "
+            "validation from each document's end."
         )
 
     def _faults_at_end(self) -> list[str]:

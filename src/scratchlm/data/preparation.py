@@ -1,5 +1,6 @@
 """Sources to tokenizer to bins: the corpus, mixed by tokens, with the card that says what is in it. No torch."""
 
+import inspect
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, Toke
 
 _LOCK = "prepare.lock"
 _STAGING = ".partial"  # inside data.folder, so that renaming into place never crosses a filesystem
+_NOT_OF_THE_BINS = ("folder", "context_length")  # where they are, and what fit checks again
 
 
 class Corpus:
@@ -140,7 +142,8 @@ class Corpus:
         sources = {source.name: asdict(source) for source in self.parsed_sources}
         for settings in sources.values():
             del settings["name"]
-        return {key: getattr(self, key) for key in _SETTINGS} | {"sources": sources}
+        keys = [key for key in inspect.signature(Corpus).parameters if key not in _NOT_OF_THE_BINS]
+        return {key: getattr(self, key) for key in keys} | {"sources": sources}
 
     def prepare(self, fresh: bool = False) -> dict[str, Any]:
         """Makes the bins, or where they are finished makes sure that they are what these settings would make.
@@ -183,24 +186,6 @@ class Corpus:
                     f"data.{key}={asked.get(key)}: the bins in data.folder={self.folder} were made with "
                     f"{found.get(key)}. Name another data.folder, or make these anew: scratchlm prepare --fresh true."
                 )
-
-
-_SETTINGS = (
-    "sources",
-    "tokenizer",
-    "vocab_size",
-    "min_frequency",
-    "tokenizer_sample_bytes",
-    "total_tokens",
-    "val_fraction",
-    "test_fraction",
-    "split",
-    "seed",
-    "shuffle_documents",
-    "max_repetitions",
-    "min_document_characters",
-    "normalize",
-)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -265,11 +250,13 @@ def _sample(corpus: Corpus, sources: list[Source], reading: Reading, sizes: dict
     """Text to train a tokenizer on; notes in `sizes` the bytes of each source that it has read to its end."""
     whole = corpus.tokenizer == "char"
     weight = sum(source.weight for source in sources)
+    faults = []
     with bar("tokenizer", "B", None if whole else corpus.tokenizer_sample_bytes) as progress:
         for source in sources:
             share = sys.maxsize if whole else max(1, round(corpus.tokenizer_sample_bytes * source.weight / weight))
             left = share
-            for text in reading.texts(source):
+            cleaner = reading.cleaner()
+            for text in reading.texts(source, cleaner=cleaner):
                 data = text.encode(errors="replace")
                 yield text if len(data) <= left else data[:left].decode(errors="ignore")
                 progress.update(min(left, len(data)))
@@ -278,6 +265,10 @@ def _sample(corpus: Corpus, sources: list[Source], reading: Reading, sizes: dict
                     break
             else:
                 sizes[source.name] = share - left
+                if left == share:
+                    faults.append(reading.nothing_left(source, cleaner.dropped))
+    if faults:
+        raise BadValue("\n".join(faults))
 
 
 def _file_bytes(source: Source) -> int | None:

@@ -1,7 +1,7 @@
 """The documents of one source as they come to the mixture: cleaned, without copies, encoded, pass after pass."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -41,13 +41,21 @@ class Reading(NamedTuple):
             if text is not None:
                 yield text
 
+    def nothing_left(self, source: Source, dropped: Mapping[str, int]) -> str:
+        """The line for a source of which cleaning leaves no document."""
+        why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
+        return (
+            f"{source.key}: no document left to train on ({f'dropped: {why}' if why else 'it is empty'}). "
+            f"Add text, or lower data.min_document_characters={self.min_document_characters}."
+        )
+
     def cleaner(self) -> Cleaner:
         """A cleaner by these rules that has counted nothing yet."""
         return Cleaner(self.min_document_characters, self.normalize)
 
 
 class Supply:
-    """An endless-looking row of encoded documents: the source, and then, as often as allowed, the source again."""
+    """The encoded documents of one source, and then, as often as allowed, those it trains on once more."""
 
     def __init__(
         self,

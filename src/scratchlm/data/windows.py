@@ -1,5 +1,6 @@
 """(seed, number of the sequence) -> which window of the bin. Pure arithmetic: no state, O(1) memory."""
 
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +94,12 @@ def _hash(words: _Words, seed: int) -> _Words:
     Source:
         SplitMix64's output function: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014.
     """
-    return _mix(words + _mix(np.array([seed % (1 << 64)], np.uint64) + _GOLDEN))
+    return _mix(words + _key(seed))
+
+
+@cache
+def _key(seed: int) -> _Words:
+    return _mix(np.array([seed % (1 << 64)], np.uint64) + _GOLDEN)
 
 
 def _mix(words: _Words) -> _Words:

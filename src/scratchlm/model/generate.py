@@ -109,8 +109,9 @@ def _check(
 ) -> None:
     if len(prompt_ids) == 0:
         raise BadValue("prompt_ids=[]: a network continues something. Start from the end-of-text id.")
-    if outside := [id for id in prompt_ids if not 0 <= id < vocab_size]:
-        raise BadValue(f"prompt_ids holds {outside[0]}: the vocabulary has ids 0 to {vocab_size - 1}.")
+    for name, ids in (("prompt_ids", prompt_ids), ("banned_ids", banned_ids)):
+        if outside := [token for token in ids if not 0 <= token < vocab_size]:
+            raise BadValue(f"{name} holds {outside[0]}: the vocabulary has ids 0 to {vocab_size - 1}.")
     if max_new_tokens < 0:
         raise BadValue(f"max_new_tokens={max_new_tokens}: cannot be negative.")
     if not 0 <= temperature < math.inf:
@@ -119,5 +120,5 @@ def _check(
         raise BadValue(f"top_k={top_k}: at least one id must be left to draw. Give 1 or more, or null for all.")
     if not 0 <= seed < 2**63:
         raise BadValue(f"seed={seed}: give a whole number from 0 to 2**63 - 1.")
-    if len({id for id in banned_ids if 0 <= id < vocab_size}) == vocab_size:
+    if len(set(banned_ids)) == vocab_size:
         raise BadValue("banned_ids holds the whole vocabulary: no id is left to draw.")

@@ -86,8 +86,8 @@ class GPT(nn.Module):
         if d_head is None:
             d_head = d_model // n_heads
 
-        self.token_embedding = nn.Embedding(vocab_size, d_model)
-        self.position_embedding = nn.Embedding(context_length, d_model)
+        self.token_embedding = _undrawn_embedding(vocab_size, d_model)
+        self.position_embedding = _undrawn_embedding(context_length, d_model)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(layer, d_model, n_heads, d_head, d_ff, feed_forward, linear_biases, dropout)
@@ -95,7 +95,8 @@ class GPT(nn.Module):
         )
         self.norm = nn.LayerNorm(d_model)
         self.head = None if tied_head else nn.Linear(d_model, vocab_size, bias=False)
-        self._initialise(n_layers)
+        if not self.norm.weight.is_meta:  # there, normal_ does nothing but import torch's compiler, for a second or two
+            self._initialise(n_layers)
 
     def hidden(self, ids_BT: Tensor, cache: "Cache | None" = None) -> Tensor:
         """What the head reads: the residual stream after the last block, normalised.
@@ -170,9 +171,8 @@ class GPT(nn.Module):
         # output, and the feed-forward's wide tensors.
         kept: int = 2 * d_model * (4 + n_bytes) + n_bytes * (4 * self._d_heads + n_wide * d_ff)
         tokens = micro_batch_size * self.context_length
-        explicit_weights = self.settings["dropout"] > 0 or self.attention == "masked"  # T x S weights are then kept
-        if explicit_weights:
-            kept += n_bytes * 3 * self.settings["n_heads"] * self.context_length
+        if self.settings["dropout"] > 0:  # a CPU then keeps attention's T x S weights: measured, 5 float32 copies
+            kept += 5 * 4 * self.settings["n_heads"] * self.context_length
         weight_copies = n_bytes * self.n_parameters if autocast else 0
         loss = 4 * self.head_VD.numel() + 3 * 4 * tokens * d_model + chunk_bytes(self.head_VD.shape[0])
         return 16 * self.n_parameters + weight_copies + len(self.blocks) * tokens * kept + loss
@@ -306,6 +306,13 @@ class Cache:
         for room, new in zip(held, (key_BHTE, value_BHTE), strict=True):
             room[:, :, self.length : end] = new
         return held[0][:, :, :end], held[1][:, :, :end]
+
+
+def _undrawn_embedding(n_rows: int, d_model: int) -> nn.Embedding:
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+        torch.empty(n_rows, d_model), freeze=False
+    )
+    return embedding
 
 
 def _check(settings: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Is this device right? Causality, matmul and one training step, checked on the device itself before it is trusted.
 
-Kernels have been silently wrong: attention that let later tokens leak (pytorch#195910, Metal in bf16) and matmuls that were
-wrong past 32,767 summands (pytorch#193487, #195163, Metal). A second before a run of days is cheap.
+Kernels have been silently wrong: attention that let later tokens leak (pytorch#195910, Metal in bf16) and matmuls that
+were wrong past 32,767 summands (pytorch#193487, #195163, Metal). A second before a run of days is cheap.
 """
 
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def choose(
         BrokenState: Nothing that was asked for passes.
     """
     failures: list[str] = []
-    for kind in _devices(device_type):
+    for kind in devices(device_type):
         precisions = _precisions(kind) if precision == "auto" else [precision]
         attentions: list[AttentionKind] = ["auto", "masked"] if attention == "auto" and kind != "mps" else [attention]
         for number_format, how in product(precisions, attentions):
@@ -163,7 +163,7 @@ def _causality(gpt: GPT, ids_BT: Tensor, dtype: torch.dtype) -> Finding:
         with torch.set_grad_enabled(with_gradients), _autocast(ids_BT.device, dtype):
             before_BTD, after_BTD = gpt.hidden(ids_BT), gpt.hidden(others_BT)
         moved.append((after_BTD - before_BTD)[:, :kept].detach().abs().max().cpu())
-    # Hidden states have variance 1. A right kernel moves them by 0; one leaked token by more than 0.1.
+    # Hidden states have variance 1. A right kernel moves them by 0; one leaked token by 0.04 to 1.
     return Finding("causality", float(torch.stack(moved).max()), 0.02)
 
 
@@ -180,7 +180,7 @@ def _matmul(
     for left, right in ((hidden_CD, head_VD.T), (d_logits_CV, head_VD)):
         got, right_result = left.to(device) @ right.to(device), _plain_product(left, right)
         errors.append((got.double().cpu() - right_result).abs().max() / right_result.std())
-    # Measured: 0.012 in bf16, 2e-6 in float32; TF32 lies between. A wrong kernel's is about 1.
+    # Measured: 0.018 in bf16, 2e-6 in float32; TF32 lies between. A wrong kernel's is about 1.
     return Finding(f"matmul over a vocabulary of {vocab_size}", float(torch.stack(errors).max()), 0.05)
 
 
@@ -188,15 +188,15 @@ def _training_step(gpt: GPT, reference: GPT, ids_BT: Tensor, device: torch.devic
     """Loss and gradients of one step against float32 on the CPU with an explicit mask and a plain loss."""
     inputs_BT, targets_BT = ids_BT[:, :-1], ids_BT[:, 1:]
     expected = F.cross_entropy(reference(inputs_BT).flatten(0, 1), targets_BT.flatten())
-    expected.backward()
     with _autocast(device, dtype):
         loss = mean_nats(gpt.hidden(inputs_BT.to(device)), gpt.head_VD, targets_BT.to(device))
-    loss.backward()
+    gradients = torch.autograd.grad(loss, list(gpt.parameters()))
+    expected_gradients = torch.autograd.grad(expected, list(reference.parameters()))
     errors = [(loss.detach().cpu() - expected.detach()).abs() / expected.detach()]
-    for ours, theirs in zip(gpt.parameters(), reference.parameters(), strict=True):
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        errors.append((ours.grad.cpu() - theirs.grad).norm() / theirs.grad.norm())
+    least = 0.01 * torch.stack([gradient.norm() for gradient in expected_gradients]).norm()  # below it, all is rounding
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        errors.append((ours.cpu() - theirs).norm() / theirs.norm().clamp(min=least))
+    # Measured over widths of 8 to 1,024: 0.025 in bf16, 1e-6 in float32. A leak of one token makes it 0.3 and more.
     return Finding("training step", float(torch.stack(errors).max()), 0.1)
 
 
@@ -214,7 +214,7 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def _devices(asked: DeviceKind) -> list[str]:
+def devices(asked: DeviceKind) -> list[str]:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     found = [kind for kind, is_there in there.items() if is_there]
     if asked == "auto":
@@ -235,7 +235,7 @@ def multiplies_bf16(kind: str) -> bool:
         kind: cuda, mps or cpu. Metal counts as no: its bf16 kernels have leaked later tokens.
     """
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
         flags = torch.cpu.get_capabilities()
         return any(flags.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

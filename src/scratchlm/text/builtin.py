@@ -11,7 +11,6 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
-from itertools import groupby
 from pathlib import Path
 
 from scratchlm.text.tales import tales
@@ -49,8 +48,9 @@ _MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\[\]\n]+)\]\([^()\s]+(?: \"[^\"]*\")?\)
 _REST_LINK = re.compile(r"`([^`<\n]+?) ?<[^>`\n]+>`__?")
 # Badges, images, comments, HTML blocks and link targets: nothing that reads as text.
 _NOISE_LINE = re.compile(
-    r"^[ \t]*(?:\[?!\[|\[!|\[[^\]\n]+\]: ?\S|\.\. (?:image|figure|raw|\||_|contents|toctree|highlight)|:(?:target|alt|width|height|align)"
-    r"|https?://\S+[ \t]*$|<!--|</?(?:p|a|img|div|br|h\d|picture|source|table|tr|td|details|summary|center|b|sup)\b).*\n?",
+    r"^[ \t]*(?:\[?!\[|\[!|\[[^\]\n]+\]: ?\S|https?://\S+[ \t]*$"
+    r"|\.\. (?:image|figure|raw|\||_|contents|toctree|highlight)|:(?:target|alt|width|height|align)"
+    r"|<!--|</?(?:p|a|img|div|br|h\d|picture|source|table|tr|td|details|summary|center|b|sup)\b).*\n?",
     re.M | re.I,
 )
 
@@ -115,7 +115,8 @@ def _docstrings(root: Path, path: Path) -> Iterator[_Row]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return  # a template, or written for another Python
     module = ".".join(parts).removesuffix(".__init__")
-    pieces, n_characters, number = [], 0, 0
+    pieces: list[str] = []
+    n_characters = number = 0
     for piece in _entries(tree, module):
         if n_characters + len(piece) > _DOCUMENT_CHARACTERS and pieces:
             number += 1

@@ -106,7 +106,7 @@ def parse_sources(sources: dict[str, str | dict[str, Any]]) -> list[Source]:
 def _faults(settings: Any) -> Iterator[str]:
     known = [field.name for field in fields(Source) if field.name != "name"]
     if not isinstance(settings, dict) or not isinstance(settings.get("uri"), str):
-        yield f"{settings!r} names no text. Give an address, or a mapping with 'uri' and any of: {', '.join(known[1:])}."
+        yield f"{settings!r} names no text. Give an address, or a mapping with uri and any of: {', '.join(known[1:])}."
         return
     if unknown := [str(key) for key in settings if key not in known]:
         yield f"unknown key {unknown[0]!r}. The keys are: {', '.join(known)}."

@@ -94,9 +94,9 @@ def _rows(key: str, repository: str, shard: Any, columns: list[str], label: str)
                     f"{key}: {repository} is not UTF-8 in {label}, rows {number + 1:,} to {last:,}."
                 ) from None
             if len(columns) == 2:
-                ids = map(str, table.column("id").to_pylist())
+                ids = [str(id) for id in table.column("id").to_pylist()]
             else:
-                ids = (f"{label}:{n}" for n in range(number + 1, number + 1 + len(texts)))
+                ids = [f"{label}:{n}" for n in range(number + 1, number + 1 + len(texts))]
             number += len(texts)
             for text, id in zip(texts, ids, strict=True):
                 yield text or "", id

@@ -233,14 +233,14 @@ def check_text_type(key: str, where: str, column: str, type: Any) -> None:
 
 
 def _parquet_rows(key: str, path: str, label: str, column: str) -> Iterator[tuple[str, str]]:
-    number = 0
+    n_before = 0
     with _parquet_file(key, path, column) as file:
         for batch in file.iter_batches(_PARQUET_ROWS, columns=[column]):
             try:
                 texts = batch.column(0).to_pylist()
             except UnicodeDecodeError:
-                raise BadValue(
-                    f"{key}: {path} is not UTF-8 somewhere in rows {number + 1:,} to {number + len(batch):,}. Write it again."
-                ) from None
-            for number, text in enumerate(texts, number + 1):
+                rows = f"rows {n_before + 1:,} to {n_before + len(batch):,}"
+                raise BadValue(f"{key}: {path} is not UTF-8 somewhere in {rows}. Write it again.") from None
+            for number, text in enumerate(texts, n_before + 1):
                 yield text or "", f"{label}:{number}"
+            n_before += len(texts)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (the characters that look like others are the matter here)
 """WikiText's lines back to articles that read as they were written.
 
 WikiText comes one line a row, its words and punctuation set apart by blanks, `@-@` for a hyphen inside a word and

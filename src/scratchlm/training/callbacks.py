@@ -43,14 +43,22 @@ def _task(module: LightningModule) -> NextTokenTask:
 class Summary(Callback):
     """Says at the start what will be trained, on what, and for how long; and shows W&B the corpus card."""
 
+    _started = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the summary."""
+        self._started = True
         task = _task(pl_module)
         say("\n".join(f"{name:<16}{value}" for name, value in self.lines(trainer, task).items()))
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun) and (rows := _card_rows(task.corpus.get("card", {}))):
                 columns = list(rows[0])
                 logger.log_rows("corpus/card", columns, [list(row.values()) for row in rows], trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so where the run was complete to begin with."""
+        if not self._started:
+            say(f"step {trainer.global_step:,} of {trainer.max_steps:,} is done already: nothing to train.")
 
     def lines(self, trainer: Trainer, task: NextTokenTask) -> dict[str, str]:
         """The summary, by what each line says."""
@@ -177,7 +185,7 @@ _SHOWN = ("val/loss", "val/perplexity", "val/bits_per_byte")
 
 
 class Throughput(Callback):
-    """Tokens a second, the share of the device's peak (MFU) where that is known, and the share of time waiting for data.
+    """Tokens a second, share of the device's peak (MFU) where that is known, share of the time spent waiting for data.
 
     Validation, samples and the writing of checkpoints do not count.
     """
@@ -332,10 +340,12 @@ def _peak_flops(device: torch.device, precision: str) -> float | None:
 
 def _card_rows(card: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a source, one column for each fact that every source has."""
-    sources = {name: facts for name, facts in card.items() if isinstance(facts, dict)}
-    shared = [key for key in next(iter(sources.values()), {}) if all(key in facts for facts in sources.values())]
-    plain = (str, int, float, bool, type(None))
-    return [
-        {"source": name} | {key: v if isinstance(v := facts[key], plain) else str(v) for key in shared}
-        for name, facts in sources.items()
-    ]
+    sources = card.get("sources", [])
+    shared = [key for key in (sources[0] if sources else {}) if all(key in facts for facts in sources)]
+    return [{key: _cell(facts[key]) for key in shared} for facts in sources]
+
+
+def _cell(fact: Any) -> str | float:
+    """A column of a W&B table has one type: numbers stay, the rest is text."""
+    is_number = isinstance(fact, int | float) and not isinstance(fact, bool)
+    return fact if is_number else "" if fact is None else str(fact)

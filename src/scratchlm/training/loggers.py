@@ -188,7 +188,7 @@ class WandbRun(WandbLogger):
     def _open(self) -> Any:
         mode = self._wandb_init["mode"]
         if mode == "online" and not _has_wandb_key():
-            say("W&B: no key, so offline. Set WANDB_API_KEY, or upload later with `wandb sync`.")
+            say("W&B: no key, so offline. Set WANDB_API_KEY to be online.")
             mode = "offline"
         try:
             return self._init(mode)
@@ -196,7 +196,7 @@ class WandbRun(WandbLogger):
             if mode != "online":
                 self._give_up(error)
                 return self._experiment
-            say(f"W&B: {_first_line(error)}. Going on offline; upload later with `wandb sync`.")
+            say(f"W&B: {_first_line(error)}. Going on offline.")
         try:
             return self._init("offline")
         except Exception as error:
@@ -206,9 +206,10 @@ class WandbRun(WandbLogger):
     def _init(self, mode: str) -> Any:
         import wandb
 
-        settings = wandb.Settings(console="off")  # the bar and the lines stay ours
+        settings = wandb.Settings(console="off", silent=True)  # the bar and the lines stay ours
         arguments = {key: value for key, value in self._wandb_init.items() if key not in ("mode", "anonymous")}
         run = wandb.init(**arguments, mode=mode, settings=settings)  # type: ignore[arg-type]
+        say(f"W&B: {run.url}" if mode == "online" else f"W&B: offline; upload with `wandb sync {Path(run.dir).parent}`")
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens", step_sync=True)
         return run

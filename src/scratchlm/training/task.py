@@ -41,7 +41,6 @@ class NextTokenTask(LightningModule):
         sample_tokens: int = 64,
         temperature: float = 0.8,
         top_k: int | None = 50,
-        corpus: dict[str, Any] | None = None,
     ) -> None:
         """Keeps the settings; rates are functions of them and the step, so a new value holds from the next step on.
 
@@ -60,7 +59,6 @@ class NextTokenTask(LightningModule):
             sample_tokens: Most new tokens of a sample or a prediction.
             temperature: Sampling temperature of samples and predictions; 0 takes the likeliest token.
             top_k: Samples and predictions draw from this many likeliest tokens; null for all.
-            corpus: Plain facts of the data: tokenizer, bytes of each id, sources, card, sizes; set by the data.
 
         Raises:
             BadValue: A rate, fraction or count outside its range.
@@ -77,8 +75,10 @@ class NextTokenTask(LightningModule):
         self.sample_tokens = sample_tokens
         self.temperature = temperature
         self.top_k = top_k
-        self.corpus = corpus or {}
-        self.configuration: dict[str, Any] = {}  # the resolved configuration of the run, for the checkpoint
+        # Set from outside before the Trainer runs: the data module's plain facts (tokenizer JSON, bytes of each id,
+        # sources, card, sizes), and the run's resolved configuration, for the checkpoint.
+        self.corpus: dict[str, Any] = {}
+        self.configuration: dict[str, Any] = {}
         self.step_metrics: dict[str, float] = {}  # filled by a step that logs, empty after any other batch
         self._seed = torch.initial_seed()
         self._tokenizer: Tokenizer | None = None
@@ -181,7 +181,8 @@ class NextTokenTask(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         is_bad = ~(torch.isfinite(self._norm) & torch.isfinite(self._loss_sum)) & (self._bad_step == 0)
         self._bad_step = torch.where(is_bad, step, self._bad_step)
-        if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's connector
+        if step % interval == 0 or step == self.trainer.max_steps:
             mean = self._loss_sum / self.trainer.accumulate_grad_batches
             mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
             loss, norm = torch.stack([mean, self._norm]).tolist()
@@ -311,6 +312,8 @@ class NextTokenTask(LightningModule):
                 "other text. Name the folder of that run."
             )
         _place_loops(checkpoint, self.trainer.accumulate_grad_batches)
+        if self.trainer.state.fn != "fit":
+            checkpoint["callbacks"] = {}  # Lightning would warn of those that only fit has
 
     def _new_nats(self) -> Nats:
         nats = Nats(self.corpus["sources"], self.corpus["bytes_of_ids"])
@@ -322,8 +325,11 @@ class NextTokenTask(LightningModule):
 
     def _log_scores(self, split: str) -> None:
         scores = {f"{split}/{name}": value for name, value in self._nats.compute().items()}
-        self.log_dict(scores, logger=False, sync_dist=True)  # equal on all ranks already; for callback_metrics
-        if not self.trainer.sanity_checking:
+        fitting = self.trainer.state.fn == "fit"
+        # Equal on all ranks already. For callback_metrics, and for what validate and test give back and print; inside
+        # fit, Lightning would also log them at a step by its own count.
+        self.log_dict(scores, logger=False if fitting else None, sync_dist=True)
+        if fitting and not self.trainer.sanity_checking:
             log_metrics(self.trainer, scores)
 
 

@@ -1,0 +1,301 @@
+"""The command: what its verbs print, refuse and leave behind."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scratchlm.model.checkpoint import read
+from scratchlm.training.loggers import read_metrics
+
+Command = Callable[..., None]
+
+TEXT = "the cat sat on a mat and saw one red bird fly over two green hills while rain fell"
+TINY = [
+    "--data.sources={text: input.txt}",
+    "--data.folder=bins",
+    "--data.vocab_size=300",
+    "--data.split=tail",
+    "--data.val_fraction=0.1",
+    "--data.context_length=16",
+    "--data.micro_batch_size=2",
+    "--data.global_batch_size=4",
+    "--model.gpt.d_model=16",
+    "--model.gpt.n_layers=1",
+    "--model.gpt.n_heads=2",
+    "--model.gpt.d_ff=32",
+    "--model.sample_tokens=4",
+    "--trainer.default_root_dir=run",
+    "--trainer.log_every_n_steps=1",
+]
+
+
+def write_text(path: Path, n_words: int = 3000) -> None:
+    words = TEXT.split()
+    path.write_text(" ".join(words[(i * i + i // 7) % len(words)] for i in range(n_words)), encoding="utf-8")
+
+
+@pytest.fixture
+def refusal(command: Command, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused, and gives the one line it prints."""
+
+    def run(*words: str) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            command(*words)
+        assert stop.value.code == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("scratchlm: error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `scratchlm fit` has made bins and trained four steps, by the command itself."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_text(folder / "input.txt")
+    subprocess.run(
+        [sys.executable, "-m", "scratchlm", "fit", *TINY, "--trainer.max_steps=4"],
+        cwd=folder,
+        env=os.environ | {"WANDB_MODE": "disabled"},
+        check=True,
+    )
+    return folder
+
+
+@pytest.fixture
+def run_folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` that a test may change; the command fixture works in it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_help_lists_the_verbs(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("--help")
+    shown = capsys.readouterr().out
+    for verb in ("prepare", "fit", "validate", "test", "predict", "generate"):
+        assert f"  {verb} " in shown
+
+
+def test_prepare_explains_its_keys_quickly_and_without_torch() -> None:
+    code = (
+        "import sys, scratchlm.cli as cli\n"
+        "sys.argv = ['scratchlm', 'prepare', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit: print('torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    began = time.monotonic()
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert time.monotonic() - began < 3  # well under a second on an idle machine; a loaded one gets room
+    assert "--data.val_fraction" in shown
+    assert shown.splitlines()[-1] == "False False"
+
+
+def test_an_unknown_verb_is_answered_with_the_nearest(refusal: Callable[..., str]) -> None:
+    assert "trian: no such verb. The verbs:" in refusal("trian")
+    assert "Did you mean prepare?" in refusal("prepair")
+
+
+def test_an_unknown_flag_is_answered_with_the_nearest(refusal: Callable[..., str]) -> None:
+    assert refusal("fit", "--model.gpt.d_modle", "8").endswith("Did you mean model.gpt.d_model?")
+    assert "data.vocab_size" in refusal("prepare", "--data.vocab_sise", "300")
+
+
+def test_an_unknown_key_in_a_file_is_answered_with_the_nearest(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: {learning_rat: 0.1}")
+    assert refusal("fit", "-c", "run.yaml").endswith("Did you mean model.learning_rate?")
+
+
+def test_a_value_of_the_wrong_type_is_named_with_its_key(refusal: Callable[..., str]) -> None:
+    line = refusal("fit", *TINY, "--model.learning_rate=fast")
+    assert "model.learning_rate" in line
+    assert "fast" in line
+
+
+def test_a_configuration_that_cannot_be_read_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("data: [unclosed")
+    assert "missing.yaml" in refusal("prepare", "-c", "missing.yaml")
+    assert "missing.yaml" in refusal("fit", "-c", "missing.yaml")
+    assert "broken.yaml: not valid YAML" in refusal("prepare", "-c", "broken.yaml")
+    assert "YAML" in refusal("fit", "-c", "broken.yaml")
+
+
+def test_exactly_one_key_sets_the_length(refusal: Callable[..., str]) -> None:
+    line = refusal("fit", *TINY, "--trainer.max_steps=4", "--data.train_tokens=1000")
+    assert "trainer.max_steps=4 and data.train_tokens=1000: exactly one" in line
+    assert "none of trainer.max_steps, trainer.max_epochs, data.train_tokens" in refusal("fit", *TINY)
+
+
+def test_accumulation_cannot_be_set(refusal: Callable[..., str]) -> None:
+    line = refusal("fit", *TINY, "--trainer.max_steps=4", "--trainer.accumulate_grad_batches=2")
+    assert "Set data.global_batch_size and data.micro_batch_size" in line
+
+
+def test_a_run_leaves_what_everything_after_needs(trained: Path) -> None:
+    run = trained / "run"
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4]
+    assert read_metrics(run)[-1]["val/loss"] > 0
+    assert read_metrics(run)[-1]["tokens"] == 4 * 4 * 16
+    assert json.loads((run / "choices.json").read_text())["precision"] in ("bf16-mixed", "32-true")
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["gpt"]["d_model"] == 16
+    checkpoint = read(run / "checkpoints" / "step-00000004.ckpt")
+    assert checkpoint.step == 4
+    assert checkpoint.sequences == 16
+    assert checkpoint.configuration["data"]["folder"] == "bins"
+    assert checkpoint.card["sources"][0]["name"] == "text"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "step-00000004.ckpt"]
+
+
+def test_a_second_run_in_the_folder_is_refused_and_fresh_moves_the_first_aside(
+    run_folder: Path, command: Command, refusal: Callable[..., str]
+) -> None:
+    line = refusal("fit", *TINY, "--trainer.max_steps=4")
+    assert "--ckpt_path last" in line
+    assert "--fresh true" in line
+    command("fit", *TINY, "--trainer.max_steps=2", "--fresh=true")
+    assert (run_folder / "run.old-1" / "checkpoints" / "step-00000004.ckpt").exists()
+    assert [line["step"] for line in read_metrics(run_folder / "run")] == [1, 2]
+
+
+def test_a_run_goes_on_from_its_last_step(run_folder: Path, command: Command) -> None:
+    command("fit", *TINY, "--trainer.max_steps=6", "--ckpt_path=last")
+    lines = read_metrics(run_folder / "run")
+    assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]
+
+
+def test_a_run_with_nothing_to_go_on_from_says_so_and_starts(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(tmp_path / "input.txt")
+    command("fit", *TINY, "--trainer.max_steps=1", "--ckpt_path=last")
+    assert "starting at step 0" in capsys.readouterr().out
+
+
+def test_another_shape_than_the_checkpoints_is_refused_by_its_key(
+    run_folder: Path, refusal: Callable[..., str]
+) -> None:
+    for path in ("last", str(run_folder / "run" / "checkpoints" / "best.ckpt")):
+        line = refusal("fit", *TINY, "--trainer.max_steps=6", f"--ckpt_path={path}", "--model.gpt.d_ff=64")
+        assert "model.gpt.d_ff=64" in line
+        assert "was made with 32" in line
+
+
+def test_other_settings_than_the_bins_are_refused_by_their_key(run_folder: Path, refusal: Callable[..., str]) -> None:
+    line = refusal("fit", *TINY, "--trainer.max_steps=4", "--fresh=true", "--data.val_fraction=0.2")
+    assert "data.val_fraction=0.2" in line
+    assert "made with 0.1" in line
+    assert "prepare --fresh true" in line
+
+
+def test_a_checkpoint_alone_says_how_to_validate_it(
+    run_folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("validate", "--ckpt_path=run/checkpoints/best.ckpt")
+    scored = capsys.readouterr().out
+    assert "val/loss" in scored
+    assert f"{read_metrics(run_folder / 'run')[-1]['val/loss']:.4f}"[:5] in scored
+    assert len(read_metrics(run_folder / "run")) == 4  # scoring leaves the run's own metrics alone
+
+
+def test_flags_win_over_the_configuration_in_the_checkpoint(run_folder: Path, refusal: Callable[..., str]) -> None:
+    line = refusal("validate", "--ckpt_path=run/checkpoints/best.ckpt", "--data.folder=elsewhere")
+    assert "data.folder=elsewhere" in line
+    assert "scratchlm prepare" in line
+
+
+def test_scoring_without_a_test_split_names_the_key(run_folder: Path, refusal: Callable[..., str]) -> None:
+    assert "data.test_fraction" in refusal("test", "--ckpt_path=run/checkpoints/best.ckpt")
+
+
+def test_the_test_split_is_scored_where_there_is_one(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(tmp_path / "input.txt")
+    command("fit", *TINY, "--trainer.max_steps=1", "--data.test_fraction=0.1")
+    command("test", "--ckpt_path=run/checkpoints/best.ckpt")
+    assert "test/bits_per_byte" in capsys.readouterr().out
+
+
+def test_predict_completes_prompts_with_nothing_but_the_checkpoint(run_folder: Path, command: Command) -> None:
+    shutil.rmtree(run_folder / "bins")
+    (run_folder / "input.txt").unlink()
+    (run_folder / "prompts.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "a mat"}\n')
+    command("predict", "--ckpt_path=run/checkpoints/best.ckpt", "--data.prompts_file=prompts.jsonl")
+    rows = [json.loads(line) for line in (run_folder / "run" / "completions.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["the cat", "a mat"]
+    assert all(isinstance(row["completion"], str) and row["completion"] for row in rows)
+    command("predict", "--ckpt_path=run/checkpoints/best.ckpt", '--data.prompts=["one"]', "--output=out/rows.jsonl")
+    assert json.loads((run_folder / "out" / "rows.jsonl").read_text())["prompt"] == "one"
+
+
+def test_generate_needs_nothing_but_the_checkpoint(
+    run_folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bins", "run/config.yaml"):
+        (shutil.rmtree if (run_folder / name).is_dir() else os.remove)(run_folder / name)
+    said = []
+    for seed in (1, 1, 2):
+        command("generate", "--checkpoint=run/checkpoints/best.ckpt", "--prompt=the cat", f"--seed={seed}")
+        said.append(capsys.readouterr().out)
+    assert said[0].startswith("the cat")
+    assert said[0] == said[1] != said[2]
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_scoring_nothing_is_refused(verb: str, refusal: Callable[..., str]) -> None:
+    assert "--ckpt_path" in refusal(verb, *TINY)
+    assert "nowhere.ckpt" in refusal(verb, "--ckpt_path=nowhere.ckpt")
+
+
+def test_running_out_of_memory_names_the_need_and_the_cures_in_order(tmp_path: Path) -> None:
+    write_text(tmp_path / "input.txt")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
+    sizes = ["--model.gpt.d_model=2048", "--model.gpt.n_layers=12", "--model.gpt.d_ff=8192", "--trainer.max_steps=1"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "scratchlm", "fit", *TINY, *sizes],
+        cwd=tmp_path,
+        env=os.environ | {"WANDB_MODE": "disabled"},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
+    line = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 2, ended.stderr
+    assert "out of memory: this step needs about" in line
+    keys = ("data.micro_batch_size=2", "data.context_length=16", "model.gpt.d_model=2048", "model.gpt.n_layers=12")
+    places = [line.index(key) for key in keys]
+    assert places == sorted(places)
+
+
+def test_the_same_length_can_be_said_in_three_ways(run_folder: Path, command: Command) -> None:
+    def steps(*words: str) -> int:
+        command("fit", *TINY, "--fresh=true", *words)
+        return int(read_metrics(run_folder / "run")[-1]["step"])
+
+    assert steps("--data.train_tokens=192") == 3
+    tokens = json.loads((run_folder / "bins" / "manifest.json").read_text())["files"]["train.bin"]["tokens"]
+    per_epoch = tokens // 16 // 4
+    assert steps("--trainer.max_epochs=1") in (per_epoch - 1, per_epoch)
+
+
+def test_a_resolved_configuration_runs_again(run_folder: Path, command: Command) -> None:
+    shutil.copy(run_folder / "run" / "config.yaml", run_folder / "again.yaml")
+    command("fit", "-c", "again.yaml", "--fresh=true")
+    lines: list[dict[str, Any]] = read_metrics(run_folder / "run")
+    assert [line["train/loss"] for line in lines] == [
+        line["train/loss"] for line in read_metrics(run_folder / "run.old-1")
+    ]

@@ -1,0 +1,151 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.model.checkpoint import read
+from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO, newest_whole, step_checkpoints
+
+
+@pytest.fixture
+def run_folder(tiny, tmp_path):
+    """Of a run of 8 steps with a checkpoint every two, all kept."""
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=8, every_steps=2)
+    next(c for c in trainer.callbacks if isinstance(c, Checkpoints)).keep = 9
+    task = tiny.tiny_task()
+    task.configuration = {"data": {"folder": "data/tiny"}}
+    trainer.fit(task, tiny.TinyData())
+    return tmp_path
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_checkpoint_holds_all_that_speaking_needs(tiny, run_folder):
+    checkpoint = read(run_folder / "checkpoints" / "step-00000006.ckpt")
+    assert (checkpoint.step, checkpoint.sequences) == (6, 6 * tiny.GLOBAL_BATCH)
+    assert checkpoint.tokenizer_json == tiny.FACTS["tokenizer"]
+    assert checkpoint.card == tiny.FACTS["card"]
+    assert checkpoint.configuration == {"data": {"folder": "data/tiny"}}
+    expected = torch.load(run_folder / "checkpoints" / "step-00000006.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(expected[f"gpt.{name}"], weight) for name, weight in checkpoint.build().state_dict().items())
+
+
+def test_the_newest_whole_checkpoint_is_found_behind_damaged_ones(run_folder, capsys):
+    folder = run_folder / "checkpoints"
+    assert sorted(step_checkpoints(folder)) == [2, 4, 6, 8]
+    assert newest_whole(folder) == folder / "step-00000008.ckpt"
+    flip_a_bit(folder / "step-00000008.ckpt")
+    with (folder / "step-00000006.ckpt").open("r+b") as file:
+        file.truncate(1000)
+    assert newest_whole(folder) == folder / "step-00000004.ckpt"
+    said = capsys.readouterr().err
+    assert "step-00000008.ckpt" in said
+    assert "step-00000006.ckpt" in said
+
+
+def test_with_every_checkpoint_damaged_there_is_none_to_go_on_from(run_folder):
+    folder = run_folder / "checkpoints"
+    for path in step_checkpoints(folder).values():
+        flip_a_bit(path)
+    with pytest.raises(BrokenState, match=r"every periodic checkpoint in it is damaged. Try --ckpt_path .*best.ckpt"):
+        newest_whole(folder)
+
+
+def test_a_folder_without_checkpoints_has_no_newest(tmp_path):
+    assert newest_whole(tmp_path) is None
+    assert newest_whole(tmp_path / "missing") is None
+
+
+def test_a_damaged_or_missing_file_is_one_line(run_folder):
+    path = run_folder / "checkpoints" / "step-00000002.ckpt"
+    flip_a_bit(path)
+    with pytest.raises(BrokenState, match=r"step-00000002\.ckpt"):
+        WholeCheckpointIO().load_checkpoint(path)
+    with pytest.raises(MissingFile, match=r"missing\.ckpt"):
+        WholeCheckpointIO().load_checkpoint(run_folder / "missing.ckpt")
+
+
+def test_the_newest_are_kept_and_a_line_given_up_is_cleared_away(tiny, run_folder):
+    folder = run_folder / "checkpoints"
+    trainer = tiny.tiny_trainer(run_folder, max_steps=5, every_steps=1)
+    trainer.fit(tiny.tiny_task(), tiny.TinyData(), ckpt_path=folder / "step-00000004.ckpt")
+    assert sorted(step_checkpoints(folder)) == [4, 5]
+    assert newest_whole(folder) == folder / "step-00000005.ckpt"
+
+
+def test_best_is_the_checkpoint_of_the_lowest_validation_loss(tiny, tmp_path):
+    class Worse(tiny.Callback):
+        """Trains upwards from step 6 on."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 6:
+                pl_module.learning_rate = -0.1
+
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=10, val_every_steps=2, callbacks=[Worse()])
+    trainer.fit(tiny.tiny_task(), tiny.TinyData())
+    assert read(tmp_path / "checkpoints" / "best.ckpt").step == 6
+    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+    assert checkpoints.best < float(trainer.callback_metrics["val/loss"])
+
+
+def test_leftovers_of_a_killed_writer_are_cleared_away(tiny, tmp_path):
+    leftover = tmp_path / "checkpoints" / ".step-00000002.ckpt.partial-123"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
+    tiny.tiny_trainer(tmp_path, max_steps=1).fit(tiny.tiny_task(), tiny.TinyData())
+    assert not leftover.exists()
+
+
+FULL_DISK = """
+import resource, sys, torch
+from scratchlm.errors import BrokenState
+from scratchlm.training.checkpoints import WholeCheckpointIO
+
+path, large = sys.argv[1], {"state_dict": {"w": torch.zeros(1_000_000)}}
+WholeCheckpointIO().save_checkpoint({"step": 1}, path)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    WholeCheckpointIO().save_checkpoint(large, path)
+except BrokenState as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_what_stood_there_stays(tmp_path):
+    path = tmp_path / "step-00000001.ckpt"
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.stdout.startswith(f"{path}: no space left to write it ("), result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_takes_no_second_copy_in_memory(tmp_path):
+    script = """
+import resource, sys, torch
+from scratchlm.training.checkpoints import WholeCheckpointIO
+weights = torch.ones(64_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+WholeCheckpointIO().save_checkpoint({"w": weights}, sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "large.ckpt")]
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(result.stdout) * unit < 64_000_000, "a quarter of what it saved"
+
+
+@pytest.mark.parametrize("settings", [{"every_steps": 0}, {"keep": 0}])
+def test_counts_below_one_are_refused(settings):
+    with pytest.raises(BadValue, match=rf"checkpoint.{next(iter(settings))}=0"):
+        Checkpoints(**settings)
