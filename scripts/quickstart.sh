@@ -8,6 +8,7 @@ config=configs/quickstart.yaml
 run=runs/quickstart
 prompt='Once upon a time'
 scratchlm=.venv/bin/scratchlm
+export WANDB_SILENT="${WANDB_SILENT:-true}" # its own summary would bury ours
 
 step() {
     echo
