@@ -1,8 +1,23 @@
+"""Tests know no network: the dataset hub is one on this machine, for this process and for those it starts."""
+
+import atexit
+import os
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.hub_repositories import write_repositories
+from tests.loopback_hub import Hub
+
+# The hub's client reads these when it is first imported, which may be in any test: so they are set before all of them.
+_HUB = Hub()
+os.environ["HF_ENDPOINT"] = _HUB.address
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="scratchlm-hub-client-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture
@@ -18,3 +33,23 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
         main()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _serving_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    _HUB.root = tmp_path_factory.mktemp("hub")
+    write_repositories(_HUB.root)
+    thread = threading.Thread(target=_HUB.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield _HUB
+    _HUB.shutdown()
+    thread.join()
+    _HUB.server_close()
+
+
+@pytest.fixture
+def hub(_serving_hub: Hub) -> Iterator[Hub]:
+    """A hub with the repositories of `hub_repositories`; `datasets` streams from it in this and in child processes."""
+    _serving_hub.outage = None
+    yield _serving_hub
+    _serving_hub.outage = None

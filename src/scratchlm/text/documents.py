@@ -1,7 +1,6 @@
 """Documents out of hub streams, local files and the built-in sources, by one path from row to document."""
 
 import math
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -14,8 +13,6 @@ from scratchlm.errors import BadValue, UserError
 from scratchlm.text import builtin, hub, local, wikitext
 
 MAX_SOURCES = 255  # a source's number is one byte in the bins
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^/:\s]+))?(?::([\w.-]+))?")
-_HUB_FORM = "hf://owner/name[/configuration][:split]"
 _WAYS = ("auto", "row", "wikitext", "file", "line", "separator")
 _TEXT_FILE_WAYS = ("file", "line", "separator")
 
@@ -65,15 +62,9 @@ class Source:
     @property
     def is_wikitext(self) -> bool:
         """Whether rows are lines of WikiText, to be joined to articles."""
-        hub_name = self.uri.startswith("hf://") and parse_hub_uri(self.uri)[0].split("/")[1].lower() == "wikitext"
-        return self.documents == "wikitext" or (self.documents == "auto" and hub_name)
-
-
-def parse_hub_uri(uri: str) -> tuple[str, str | None, str]:
-    """Repository, configuration and split of an `hf://` address."""
-    found = _HUB.fullmatch(uri)
-    assert found, uri
-    return found[1], found[2], found[3] or "train"
+        if self.documents == "auto" and self.uri.startswith("hf://"):
+            return hub.Split.at(self.key, self.uri, None, "").repository.lower().endswith("/wikitext")
+        return self.documents == "wikitext"
 
 
 def parse_sources(sources: dict[str, str | dict[str, Any]]) -> list[Source]:
@@ -125,10 +116,10 @@ def _address_faults(uri: str) -> Iterator[str]:
         if uri.removeprefix("builtin:") not in builtin.LICENCES:
             yield f"no source {uri!r}. There are: {', '.join(f'builtin:{name}' for name in builtin.LICENCES)}."
     elif uri.startswith("hf:"):
-        if not _HUB.fullmatch(uri):
-            yield f"{uri!r} is no hub address. Write {_HUB_FORM}."
+        if not hub.is_address(uri):
+            yield f"{uri!r} is no hub address. Write {hub.ADDRESS}."
     elif "://" in uri:
-        yield f"{uri!r} cannot be opened. Use builtin:NAME, {_HUB_FORM}, or a local file."
+        yield f"{uri!r} cannot be opened. Use builtin:NAME, {hub.ADDRESS}, or a local file."
     elif not local.is_pattern(uri) and local.kind_of(uri) is None and not uri.endswith("/"):
         yield f"{uri!r} cannot be read as text. Name a file that ends in {local.ALLOWED}."
 
@@ -212,7 +203,7 @@ def _parts(source: Source) -> list[Callable[[], Iterator[Row]]]:
     if source.uri.startswith("builtin:"):
         return [lambda: builtin.documents(source.uri.removeprefix("builtin:"))]
     if source.uri.startswith("hf://"):
-        return hub.shards(source.key, *parse_hub_uri(source.uri), source.revision, source.column)
+        return hub.Split.at(source.key, source.uri, source.revision, source.column).shards()
     whole = source.separator is None and source.documents in ("auto", "file")
     by_line = source.documents in ("line", "wikitext")
     split_at = None if by_line else source.separator
@@ -236,8 +227,8 @@ def describe(source: Source) -> dict[str, str | None]:
         licence = builtin.LICENCES[source.uri.removeprefix("builtin:")]
         return {"uri": source.uri, "revision": None, "licence": licence}
     if source.uri.startswith("hf://"):
-        facts = hub.describe(source.key, *parse_hub_uri(source.uri), source.revision, source.column)
-        return {"uri": source.uri, **facts}
+        split = hub.Split.at(source.key, source.uri, source.revision, source.column)
+        return {"uri": source.uri, **split.describe()}
     for path, _ in local.find_files(source.key, source.uri):
         local.check_file(source.key, path, source.column)
     return {"uri": source.uri, "revision": None, "licence": None}

@@ -38,7 +38,7 @@ _JOINS = (
     ("⁄", " ⁄ ", "⁄"),
 )
 # A full stop can also begin a word, such as "...".
-_BLANK_BEFORE = re.compile(r""" (?=[)\],;!?%”′″♭♯’]|[.:] |\.[.'")\]”])""")
+_BLANK_BEFORE = re.compile(r""" (?=[)\],;!?%”′″♭♯’]|[.:] |\.['")\]”])""")
 _BLANK_AFTER = re.compile(r" (?<=[(\[$£€“‘] )")
 _DECADE = re.compile(r" ' (?=\d0s\b)")
 

@@ -1,0 +1,71 @@
+"""A folder has one owner at a time, and says who."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scratchlm.errors import BrokenState
+from scratchlm.files.lock import folder_lock
+
+SOURCE = Path(__file__).parents[2] / "src"
+HOLD = (
+    "import sys, time\n"
+    "from scratchlm.files.lock import folder_lock\n"
+    "with folder_lock(sys.argv[1], 'run.lock'):\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+def test_a_second_owner_is_refused_with_the_first_ones_name_until_it_dies(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, env=environment
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(
+                BrokenState, match=rf"in use by process {owner.pid} on .+\. Wait for it or name another folder"
+            ),
+            folder_lock(tmp_path, "run.lock"),
+        ):
+            pass
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        with folder_lock(tmp_path, "run.lock"):
+            assert f'"pid": {os.getpid()}' in (tmp_path / "run.lock").read_text()
+
+
+def test_a_lock_is_free_again_after_its_block_even_after_an_error(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), folder_lock(tmp_path / "new", "run.lock"):
+            raise ZeroDivisionError
+    with folder_lock(tmp_path / "new", "run.lock"), folder_lock(tmp_path / "new", "other.lock"):
+        pass
+
+
+def test_a_refused_owner_leaves_the_first_ones_name(tmp_path: Path) -> None:
+    with folder_lock(tmp_path, "run.lock"):
+        before = (tmp_path / "run.lock").read_text()
+        with pytest.raises(BrokenState), folder_lock(tmp_path, "run.lock"):
+            pass
+        assert (tmp_path / "run.lock").read_text() == before
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BrokenState, match=r"file/run\.lock: cannot be written"),
+        folder_lock(tmp_path / "file", "run.lock"),
+    ):
+        pass
+
+
+def test_an_error_of_the_block_keeps_its_own_meaning(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), folder_lock(tmp_path, "run.lock"):
+        raise PermissionError(13, "of the block")
