@@ -68,13 +68,6 @@ def test_a_damaged_line_in_the_middle_is_told_with_its_place(tmp_path: Path) -> 
         read_journal(path)
 
 
-def test_numbers_that_json_does_not_have_are_written_as_null(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "a.jsonl")
-    journal.append({"loss": float("nan"), "norms": [1.5, float("inf")]})
-    journal.close()
-    assert (tmp_path / "a.jsonl").read_text() == '{"loss": null, "norms": [1.5, null]}\n'
-
-
 def test_a_journal_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BrokenState, match=r"file/a\.jsonl: cannot be written"):

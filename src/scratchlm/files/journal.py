@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
+from scratchlm.errors import BrokenState
+from scratchlm.files.whole import told_if_unwritable
+
 
 class Journal:
     """A file of JSON objects, one a line, only ever appended to.
@@ -21,13 +24,18 @@ class Journal:
         self._file: IO[bytes] | None = None
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Writes one line and hands it to the operating system, so that a kill of this process cannot lose it."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_broken_end(self.path)
-            self._file = self.path.open("ab")
-        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        """Writes one line and hands it to the operating system, so that a kill of this process cannot lose it.
+
+        Raises:
+            BrokenState: The disk is full or the folder cannot be written.
+        """
+        with told_if_unwritable(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _cut_broken_end(self.path)
+                self._file = self.path.open("ab")
+            self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file; a later append opens it again."""
@@ -37,12 +45,21 @@ class Journal:
 
 
 def read_journal(path: str | Path) -> list[dict[str, Any]]:
-    """All whole lines of a journal, oldest first; none where there is no file."""
+    """All whole lines of a journal, oldest first; none where there is no file.
+
+    Raises:
+        BrokenState: A line before the last is damaged, which no kill of a writer does.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    entries = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            raise BrokenState(f"{path}: line {number:,} is damaged. Remove that line, or move the file away.") from None
+    return entries
 
 
 def _cut_broken_end(path: Path) -> None:

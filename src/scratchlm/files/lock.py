@@ -7,8 +7,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from scratchlm.errors import BrokenState
+from scratchlm.files.whole import told_if_unwritable
 
 
 @contextmanager
@@ -20,11 +22,9 @@ def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
         name: Lock file in it, such as `run.lock`; the file stays and holds the last owner's pid and host.
 
     Raises:
-        BrokenState: Another process owns it; the line names its pid and host.
+        BrokenState: Another process owns it (the line names its pid and host), or the folder cannot be written.
     """
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with _opened(Path(folder) / name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -36,6 +36,12 @@ def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    with told_if_unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
 
 
 def _owner(text: str) -> str:

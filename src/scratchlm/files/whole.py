@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,23 +32,34 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
+        with told_if_unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, or no such folder
+            temporary.unlink()
+
+
+@contextmanager
+def told_if_unwritable(path: str | Path) -> Iterator[None]:
+    """Turns an error of the disk or of permissions into the one line of `unwritable`; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if (told := unwritable(path, error)) is error:
+            raise
+        raise told from error
 
 
 def unwritable(path: str | Path, error: OSError) -> Exception:
     """The one line for a file that could not be written; errors of another kind come back as they are."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(Path(path).parent).free
+        free = _free_bytes(path)
         return BrokenState(f"{path}: no space left to write it ({free:,} bytes free there). Make space and run again.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         return BrokenState(f"{path}: cannot be written ({error.strerror}). Name a folder that you may write to.")
@@ -91,17 +102,24 @@ def require_space(folder: str | Path, n_bytes: int) -> None:
     Raises:
         BrokenState: Less is free there.
     """
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = _free_bytes(folder)
     if free < n_bytes:
         raise BrokenState(f"{folder}: {n_bytes:,} bytes are needed and {free:,} are free. Make space and run again.")
 
 
+def _free_bytes(path: str | Path) -> int:
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
 def remove_leftovers(folder: str | Path) -> list[Path]:
-    """Removes what killed writers left in `folder`, and says which files those were; call it as the folder's owner."""
+    """Removes what killed writers left in `folder`, and says what that was; call it as the folder's owner."""
     found = sorted(Path(folder).glob(f".*{_TEMPORARY}*"))
     for path in found:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     return found

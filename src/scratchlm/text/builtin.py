@@ -44,7 +44,7 @@ _FOREIGN_FRACTION = 0.1  # text with a larger part outside ASCII is most likely 
 _UNDERLINES = re.compile(r"^[ \t]*([=\-~^\"'#*+`.:_])\1{3,}[ \t]*\n", re.M)
 _ROLE = re.compile(r":[a-z][a-z:+-]*:`~?([^`<]+?)(?: ?<[^`]*>)?`")
 _LITERAL = re.compile(r"``([^`\n]+)``")
-_MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\[\]\n]+)\]\([^()\s]+(?: \"[^\"]*\")?\)")
+_MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\[\]\n]+)\]\((?:https?:|mailto:|[#./])[^()\s]*(?: \"[^\"]*\")?\)")
 _REST_LINK = re.compile(r"`([^`<\n]+?) ?<[^>`\n]+>`__?")
 # Badges, images, comments, HTML blocks and link targets: nothing that reads as text.
 _NOISE_LINE = re.compile(

@@ -41,11 +41,11 @@ class Cleaner:
         """The document to keep, or None for one that is dropped (and counted)."""
         if self.normalize:
             text = normalized(text)
-        if len(text) < self.min_document_characters:
-            self.dropped["too short" if text else "empty"] += 1
-            return None
         if not text:
             self.dropped["empty"] += 1
+            return None
+        if len(text) < self.min_document_characters:
+            self.dropped["too short"] += 1
             return None
         return text
 

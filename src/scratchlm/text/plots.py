@@ -1,9 +1,9 @@
 """The plots of the tales, in the small language that `scratchlm.text.tales` reads.
 
-A plot is: who the other one is (friend, elder or small); lists, as `names = option ; option`, where several names share
-the parts of an option, parted by ` / `; and the beats, each a block with its ways to be told after dashes. Of each list
-one option is drawn for a tale, of each beat one way. `[a|b]` is a choice. `{h}` is the hero and `{f}` the other one,
-with their pronouns; the rest is drawn by `scratchlm.text.tales`.
+A plot is: who the other one is (friend, elder, family or small); lists, as `names = option ; option`, where several
+names share the parts of an option, parted by ` / `; and the beats, each a block with its ways to be told after dashes.
+Of each list one option is drawn for a tale, of each beat one way. `[a|b]` is a choice. `{h}` is the hero and `{f}` the
+other one, with their pronouns; the rest is drawn by `scratchlm.text.tales`.
 """
 
 PLOTS = (
@@ -161,12 +161,14 @@ trouble / return_help = lost the way home in the fog / went ahead and showed the
   {f}," said {h}. "I am glad that we met."]
 """,
     """friend
+toy = red kite ; wooden boat ; toy wagon ; paper crown ; wooden horse ; yellow drum ; big puppet ; toy castle ; striped
+    top ; blue windmill ; clay whistle ; toy train
 fix = some glue ; needle and thread ; a roll of tape ; a pot of paint and some glue ; some strong string
 
-- {when}, {h} and {f.intro} found {thing.a} {spot}. "[It is mine|I saw it first]!" said {h}. "No, [it is mine|I did]!"
-  said {f}. They both pulled. [Crack!|Snap!] The {thing} broke in two.
-- {when}, {h} was playing with {thing.a} {spot} when {f.intro} came by. "Let me have it," said {f}. "No, I will not,"
-  said {h}. {f} [took hold of it|pulled], {h} pulled back, and the {thing} [fell and broke|broke in two].
+- {when}, {h} and {f.intro} found a {toy} {spot}. "[It is mine|I saw it first]!" said {h}. "No, [it is mine|I did]!"
+  said {f}. They both pulled. [Crack!|Snap!] The {toy} broke in two.
+- {when}, {h} was playing with a {toy} {spot} when {f.intro} came by. "Let me have it," said {f}. "No, I will not," said
+  {h}. {f} [took hold of it|pulled], {h} pulled back, and the {toy} [fell and broke|broke in two].
 
 - "Look what you did!" they both shouted. {h} went home [with a red face|and slammed the door]. {f} went home too,
   [kicking a stone|without a word].
@@ -182,10 +184,10 @@ fix = some glue ; needle and thread ; a roll of tape ; a pot of paint and some g
 - In the morning there was a knock at the door. There stood {f}, [looking at {f.his} feet|with {fix}]. "I am sorry I
   pulled," {f.he} said. "I am sorry too," said {h}. "[Shall we mend it?|Come in. We can mend it.]"
 
-- They sat {spot2} and mended the {thing} together. It [looked a little funny|was not as pretty as before], but they
-  liked it even better. "[One day it is yours, and one day it is mine|We can take turns]," said {h}. [And that is what
-  they did.|{f} nodded, and they shook hands.]
-- Together they put the {thing} back together. [It had a crack down the middle|One side was a bit crooked], but they did
+- They sat {spot2} and mended the {toy} together. It [looked a little funny|was not as pretty as before], but they liked
+  it even better. "[One day it is yours, and one day it is mine|We can take turns]," said {h}. [And that is what they
+  did.|{f} nodded, and they shook hands.]
+- Together they put the {toy} back together. [It had a crack down the middle|One side was a bit crooked], but they did
   not mind. ["Now it belongs to both of us," said {f}.|"You first," said {h}. "No, you first," said {f}, and they
   laughed.]
 """,
@@ -281,8 +283,8 @@ hobby_cap = Drawing ; Singing ; Playing outside ; Reading ; Even the swing ; Bak
 
 - {h} [looked around|held {h.his} breath]. Nobody had seen it. Quickly {h.he} hid the pieces {hidden}. When {f} came in
   and asked, "Have you seen my {broken}?" {h} said, "[No|Maybe the cat took it]."
-- "[Nobody must know|I will be in trouble]," thought {h}. {h.He} pushed the pieces {hidden}. Soon {f} came back. "[Where
-  is my {broken}?|That is strange. My {broken} is gone.]" {f.he} said. "I do not know," said {h}.
+- "[Nobody must know|I will be in trouble]," thought {h}. {h.He} pushed the pieces {hidden}. Soon {f} came back. ["Where
+  is my {broken}?" {f.he} asked.|"That is strange. My {broken} is gone," {f.he} said.] "I do not know," said {h}.
 
 - But after that, nothing was right. {h}'s [soup had no taste|belly hurt]. {hobby_cap} was no fun. It felt as if {h.he}
   had swallowed a stone. [Every time {f} was kind to {h.him}, the stone grew heavier.|]
@@ -338,7 +340,7 @@ talent = juggle four stones ; draw a bird with one line ; walk on {f.his} hands 
 - "Why did you talk to me?" {f} asked one evening. {h} thought about it. "[You looked like a friend I had not met
   yet|Someone had to be first]," {h.he} said. [And they walked home under the first stars.|]
 """,
-    """elder
+    """family
 noise / what = Scratch, scratch / a small mouse that was building a nest ; Tap, tap, tap / a branch that touched the
     window in the wind ; Whoo, whoo / a young owl that had lost its way ; Drip, drop, drip / a hole in the roof, and
     rain falling into a pan ; Creak, creak / the garden gate, which nobody had closed ; Bump, bump / a hedgehog with its
@@ -352,8 +354,8 @@ light = a candle ; a small lamp ; a lantern
 
 - "[It must be|I think it is] {maybe}," {h.he} whispered. {h.His} heart beat [fast|like a drum]. {noise}! There it was
   again.
-- {h} lay very still. "[What if it is|Oh no, it must be] {maybe}?" {h.he} thought. {h.He} counted to ten, but the noise
-  did not stop. {noise}!
+- {h} lay very still. "[What if it is {maybe}?|Oh no, it must be {maybe}!]" {h.he} thought. {h.He} counted to ten, but
+  the noise did not stop. {noise}!
 
 - {h} tiptoed to {f.intro}. "[Wake up|Please come], {f}! There is {maybe} in the house!" {f} [rubbed {f.his} eyes|put on
   {f.his} slippers]. "[Really? |Oh! ][Well, I have never met one|That would be something]," said {f}. "Let us go and

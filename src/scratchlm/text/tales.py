@@ -48,7 +48,7 @@ class _World:
 
 @dataclass(frozen=True)
 class _Plot:
-    other: str  # who the other one is: friend, elder or small
+    other: str  # who the other one is: friend, elder, family or small
     lists: Sequence[
         tuple[Sequence[str], Sequence[Sequence[str]]]
     ]  # names, and the options that give each of them a text
@@ -125,8 +125,9 @@ def _characters(dice: _Dice, other: str) -> tuple[_Character, _Character]:
     kind = dice.pick(_ANIMALS) if animal else ("girl" if is_female else "boy")
     hero = _Character(dice.pick(names), _Thing(f"{dice.pick(_TRAITS)} {kind}").a, is_female)
     name = dice.pick(other_names)
-    if other == "elder":
-        title, intro = dice.pick(_GRANDFATHERS if is_female else _GRANDMOTHERS)
+    if other in ("elder", "family"):
+        elders = _GRANDFATHERS if is_female else _GRANDMOTHERS
+        title, intro = dice.pick(elders if other == "elder" else [elder for elder in elders if "{h.his}" in elder[1]])
         return hero, _Character(title, "", not is_female, intro.format(h=hero))
     if other == "small":
         creature = dice.pick(_SMALL)
