@@ -43,6 +43,14 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
     assert unicodedata.is_normalized("NFC", once)
 
 
+@pytest.mark.parametrize(
+    "text", [" " * 300_000, "x" + "\t" * 300_000 + "y", "x\n" + " " * 300_000 + "y", "x \n" * 100_000]
+)
+@pytest.mark.timeout(10)
+def test_long_runs_of_blanks_take_no_longer_than_text(text: str) -> None:
+    normalized(text)
+
+
 def test_short_and_empty_documents_are_dropped_and_counted() -> None:
     cleaner = Cleaner(min_document_characters=5, normalize=True)
     assert [cleaner.clean(text) for text in ("12345", "1234", " 1234 ", "", "\n\n")] == [
