@@ -17,6 +17,7 @@ from tests.loopback_hub import Hub
 _HUB = Hub()
 os.environ["HF_ENDPOINT"] = _HUB.address
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="scratchlm-hub-client-")
+atexit.register(_HUB.server_close)
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
