@@ -220,7 +220,10 @@ def devices(asked: DeviceKind) -> list[str]:
     if asked == "auto":
         return found
     if asked not in found:
-        raise BadValue(f"device {asked}: torch {torch.__version__} finds none here, only {', '.join(found)}.")
+        raise BadValue(
+            f"device {asked}: torch {torch.__version__} finds none here, only {', '.join(found)}. "
+            "Say auto, or one of these (trainer.accelerator of a run, device of generate)."
+        )
     return [asked]
 
 
