@@ -63,14 +63,14 @@ def start(folder: Path, cwd: Path, *words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command(folder, *words), cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
 
 
-def kill_after_step(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
+def stop_after_step(process: subprocess.Popen[bytes], run: Path, step: int, by: signal.Signals) -> int:
     deadline = time.monotonic() + 120
     while not any(line["step"] >= step for line in read_metrics(run)):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(by)
+    return process.wait()
 
 
 def curve(run: Path) -> list[tuple[int, str, float]]:
@@ -80,20 +80,25 @@ def curve(run: Path) -> list[tuple[int, str, float]]:
 
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an undisturbed run, `whole`, and one killed twice, `killed`, from the same text and bins."""
+    """A folder with a run left alone, one killed twice and one politely stopped twice, all from the same bins."""
     folder = tmp_path_factory.mktemp("journey")
     write_stories(folder / "stories.txt", 1500)
     assert start(folder / "whole", folder).wait() == 0
-    kill_after_step(start(folder / "killed", folder), folder / "killed", 12)
-    kill_after_step(start(folder / "killed", folder, "--ckpt_path=last"), folder / "killed", 33)
-    assert start(folder / "killed", folder, "--ckpt_path=last").wait() == 0
+    ends = {"killed": (signal.SIGKILL, signal.SIGKILL), "stopped": (signal.SIGTERM, signal.SIGINT)}
+    statuses = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+    for name, (first, second) in ends.items():
+        run = folder / name
+        assert stop_after_step(start(run, folder), run, 12, first) == statuses[first]
+        assert stop_after_step(start(run, folder, "--ckpt_path=last"), run, 33, second) == statuses[second]
+        assert start(run, folder, "--ckpt_path=last").wait() == 0
     return folder
 
 
-def test_a_killed_run_goes_on_to_the_same_bit(journey: Path) -> None:
+@pytest.mark.parametrize("name", ["killed", "stopped"])
+def test_a_run_goes_on_to_the_same_bit_however_it_was_stopped(journey: Path, name: str) -> None:
     assert len(curve(journey / "whole")) == 60 * 2 + 3
-    assert curve(journey / "killed") == curve(journey / "whole")
-    assert {line["attempt"] for line in read_metrics(journey / "killed")} == {1, 2, 3}
+    assert curve(journey / name) == curve(journey / "whole")
+    assert {line["attempt"] for line in read_metrics(journey / name)} == {1, 2, 3}
 
 
 def test_the_model_learns(journey: Path) -> None:

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from scratchlm.cli import OneLineErrors, config_files, read_yaml, write_yaml
 from scratchlm.data.bins import is_prepared, read_manifest
@@ -168,7 +169,12 @@ class RunCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         with _memory_advice(self.config[subcommand]):
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except SystemExit as stop:  # how Lightning 2.6 ends at SIGTERM and Ctrl-C, with status 0 and 1
+                if subcommand == "fit" and self.trainer.interrupted:
+                    _say(f"stopped after step {self.trainer.global_step:,}; --ckpt_path last goes on with the run")
+                raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
 
     def predict(self, **kwargs: Any) -> None:
         """Completes the prompts and writes one JSON object a line."""
