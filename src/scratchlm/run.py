@@ -172,7 +172,9 @@ class RunCLI(LightningCLI):
             try:
                 super()._run_subcommand(subcommand)
             except SystemExit as stop:  # how Lightning 2.6 ends at SIGTERM and Ctrl-C, with status 0 and 1
-                if subcommand == "fit" and self.trainer.interrupted:
+                if not self.trainer.interrupted:
+                    raise
+                if subcommand == "fit":
                     _say(f"stopped after step {self.trainer.global_step:,}; --ckpt_path last goes on with the run")
                 raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
 
