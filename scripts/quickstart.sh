@@ -2,6 +2,10 @@
 # From a bare machine with Python 3.11 to a model that writes: environment, corpus, a few minutes of training, a sample.
 # Needs no GPU, and no network but the package index. Run it again and it goes on from where it is.
 set -euo pipefail
+if [ $# -gt 0 ]; then
+    sed -n '2,3s/^# //p' "$0"
+    case $1 in -h | --help) exit 0 ;; *) exit 2 ;; esac
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 config=configs/quickstart.yaml
@@ -69,7 +73,7 @@ cat <<NEXT
 Next:
   more text from it       $scratchlm generate --checkpoint $checkpoint --prompt "The king"
   every setting of a run  $scratchlm fit --help
-  on your own text        $scratchlm fit -c $config --data.sources '{text: my.txt}' --data.folder data/mine --trainer.default_root_dir runs/mine
+  on your own text        $scratchlm fit -c $config --data.sources '{text: my.txt}' --data.split tail --data.folder data/mine --trainer.default_root_dir runs/mine
   the 220M model          $scratchlm fit -c configs/pretrain_220m.yaml
                           (on one GPU; its text, WikiText, FineWeb and TinyStories, comes from the Hugging Face hub)
 NEXT

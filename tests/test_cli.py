@@ -179,7 +179,7 @@ def test_a_run_with_nothing_to_go_on_from_says_so_and_starts(
 ) -> None:
     write_text(tmp_path / "input.txt")
     command("fit", *TINY, "--trainer.max_steps=1", "--ckpt_path=last")
-    assert "starting at step 0" in capsys.readouterr().out
+    assert "starting at step 0" in capsys.readouterr().err
 
 
 def test_another_shape_than_the_checkpoints_is_refused_by_its_key(

@@ -174,6 +174,10 @@ def one_line(message: str) -> str:
 class OneLineErrors:
     """Mixin for parsers: a mistake is answered by one line that names the nearest key, not by the usage."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False  # half a key is a mistake, not a key
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the line and exits with status 2."""
         print(f"scratchlm: error: {one_line(_plain(message))}{self._suggestion(message)}", file=sys.stderr)
@@ -184,7 +188,7 @@ class OneLineErrors:
         if asked is None:
             return ""
         known = [option.removeprefix("--") for option in _options(self)]
-        near = difflib.get_close_matches(asked[1] or asked[2], known, n=1)
+        near = difflib.get_close_matches(asked[1] or asked[2], known, n=1, cutoff=0.5)
         return f". Did you mean {near[0]}?" if near else ". --help lists the keys."
 
 
@@ -197,15 +201,29 @@ def _options(parser: Any) -> Iterator[str]:
 
 
 def _plain(message: str) -> str:
-    """jsonargparse's report on a union of types, cut to the key, the value and what it could have been."""
+    """jsonargparse's reports as key, value, why and cure."""
+    if required := re.search(r"arguments are required: (?:(?:fit|validate|test|predict)\.)?(\S+)", message):
+        key = required[1]
+        cure = (
+            "" if "." not in key else f", or a YAML that holds it: -c configs/quickstart.yaml, or --ckpt_path {'FILE'}"
+        )
+        return f"{key}: needed, and not given. Give --{key}{cure}."
+    if wrong := re.search(r'Parser key "([^"]+)": Expected an? <class \'(\w+)\'>. Got value: (.*)', message, re.DOTALL):
+        return f"{wrong[1]}={wrong[3].strip()}: is no {wrong[2]}. Give one."
     union = re.search(
-        r'Parser key "(?P<key>[^"]+)":.*?union subtypes.*?Subtypes: \[(?P<types>.*?)\].*?Given value: (?P<value>.*)',
+        r'Parser key "(?P<key>[^"]+)":.*?union subtypes.*?Subtypes: [\[(](?P<types>.*?)[\])]\s'
+        r".*?Given value: (?P<value>.*)",
         message,
         re.DOTALL | re.IGNORECASE,
     )
     if union is None:
         return message
-    return f"{union['key']}={union['value'].strip()}: none of the types it takes ({union['types']}). Give one of those."
+    example = ""
+    if "dict" in union["types"]:
+        example = " A mapping is written as YAML, with a blank after the colon: '{text: input.txt}'."
+    elif "list" in union["types"]:
+        example = ' A list is written as YAML: \'["one", "two"]\'.'
+    return f"{union['key']}={union['value'].strip()}: is none of the kinds it takes: {union['types']}.{example}"
 
 
 class OneLineParser(OneLineErrors, ArgumentParser):

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -72,8 +73,9 @@ class RunCLI(LightningCLI):
         self.stack = stack
         for path in config_files(argv):
             read_yaml(path)  # the parser's own complaints do not name the file
-        self.config_names = [Path(path).stem for path in config_files(argv)]
+        self.argv = argv
         self.choices: dict[str, Any] = {}
+        self.steps_done = 0
         super().__init__(
             NextTokenTask,
             PretrainingData,
@@ -119,14 +121,16 @@ class RunCLI(LightningCLI):
         _check_trainer_keys(config, str(self.subcommand))
         _check_values(config)
         if config.trainer.default_root_dir is None:
-            config.trainer.default_root_dir = str(Path("runs", *(self.config_names[:1] or ["run"])))
+            config.trainer.default_root_dir = str(_run_folder(self.argv))
         self.folder = RunFolder(config.trainer.default_root_dir)
         if self.subcommand == "fit":
-            self._open_run_folder(config)
+            self._find_start(config)
             _prepare_corpus(config)
-        else:
-            config.trainer.logger = False
-            config.ckpt_path = str(self._checkpoint_to_score(config.ckpt_path))
+            self._choose_machine(config)
+            self._open_run_folder(config)
+            return
+        config.trainer.logger = False
+        config.ckpt_path = str(self._checkpoint_to_score(config.ckpt_path))
         if self.subcommand == "predict":
             config.data.checkpoint = config.ckpt_path
         self._choose_machine(config)
@@ -183,28 +187,35 @@ class RunCLI(LightningCLI):
         output = Path(self.config.predict.output or self.folder.path / "completions.jsonl")
         completions = [row for batch in self.trainer.predict(**kwargs) or [] for row in batch]
         write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in completions))
-        _say(f"{len(completions)} completions in {output}")
+        _say(f"completions written to {output}: {len(completions):,}")
+
+    def _find_start(self, config: Namespace) -> None:
+        """Resolves `--ckpt_path`, and refuses to mix two runs or two networks; writes nothing."""
+        if config.ckpt_path is None:
+            if not config.fresh and _is_first_rank():
+                self.folder.refuse_second_run()
+            return
+        path = self.folder.find_checkpoint(config.ckpt_path)
+        if path is None:
+            _say(f"--ckpt_path={config.ckpt_path}: none in {self.folder.checkpoints} yet; starting at step 0")
+        else:
+            found = checkpoint_file.read(path)
+            checkpoint_file.require_same_shape(config.model.gpt.as_dict(), found.gpt_settings)
+            self.steps_done = found.step
+            self.choices = self.folder.read_choices()
+        config.ckpt_path = str(path) if path else None
 
     def _open_run_folder(self, config: Namespace) -> None:
-        """Takes the folder, resolves `--ckpt_path`, and writes config.yaml."""
-        if _is_first_rank():
-            self.folder.claim(self.stack, config.ckpt_path, config.fresh)
-        if config.ckpt_path is not None:
-            path = self.folder.find_checkpoint(config.ckpt_path)
-            if path is None:
-                _say(f"--ckpt_path={config.ckpt_path}: none in {self.folder.checkpoints} yet; starting at step 0")
-            else:
-                made_with = checkpoint_file.read(path).gpt_settings
-                checkpoint_file.require_same_shape(config.model.gpt.as_dict(), made_with)
-                self.choices = self.folder.read_choices()
-            config.ckpt_path = str(path) if path else None
+        """Takes the folder and writes config.yaml and choices.json."""
         of_the_run = config.clone()
         for key in _OF_THE_CALL:
             of_the_run.pop(key, None)
         resolved = self._parser(self.subcommand).dump(of_the_run, skip_unset=False, skip_validation=True)
         self.configuration = yaml.safe_load(resolved)
         if _is_first_rank():
+            self.folder.claim(self.stack, config.fresh)
             write_text(self.folder.path / "config.yaml", resolved)
+            self.folder.write_choices(self.choices)
 
     def _checkpoint_to_score(self, asked: str | None) -> Path:
         if asked is None:
@@ -231,15 +242,13 @@ class RunCLI(LightningCLI):
         }
         choice = choose(kind, precision, attention=gpt.attention, **shape)
         if precision == "auto" and self.choices.get("device") == choice.device_type:
-            choice.precision, choice.reason = self.choices["precision"], "as when this run began"
+            choice.precision, choice.reason = self.choices["precision"], self.choices["reason"]
         config.trainer.accelerator, config.trainer.precision = choice.device_type, choice.precision
         config.model.gpt.attention = choice.attention
         _say(f"{choice.device_type}, {choice.precision}: {choice.reason}")
         if self.subcommand == "fit":
             self.choices.setdefault("wandb_id", os.urandom(4).hex())
             self.choices |= {"device": choice.device_type, "precision": choice.precision, "reason": choice.reason}
-            if _is_first_rank():
-                self.folder.write_choices(self.choices)
 
     def _loggers(self, asked: Any) -> list[Logger]:
         data, folder = self.datamodule, self.folder.path
@@ -248,7 +257,7 @@ class RunCLI(LightningCLI):
         if asked not in (None, True, False):
             return loggers + (asked if isinstance(asked, list) else [asked])
         mode = wandb_mode()
-        if asked is not False and mode != "disabled":
+        if asked is not False and mode != "disabled" and self.steps_done < self._max_steps():
             loggers.append(WandbRun(folder, self.choices["wandb_id"], tokens_per_step, mode, self.configuration))
         return loggers
 
@@ -297,16 +306,30 @@ def _check_values(config: Namespace) -> None:
 
 
 def _with_configuration_of_checkpoint(argv: list[str], stack: ExitStack) -> list[str]:
-    """Lays the configuration in a checkpoint under the command line, where a file is named and fit has no YAML."""
+    """Lays a configuration under the command line: the checkpoint's where a file is named, the run's for last and best.
+
+    Where fit has a YAML of its own, the configuration of a file it starts from is left out: that run may be another.
+    """
     path = _flag(argv, "--ckpt_path")
-    if path in (None, "last", "best", "null") or (argv[0] == "fit" and config_files(argv)):
+    if path in (None, "null") or (path not in ("last", "best") and argv[0] == "fit" and config_files(argv)):
         return argv
+    if path in ("last", "best"):
+        of_the_run = _run_folder(argv) / "config.yaml"
+        return [argv[0], "--config", str(of_the_run), *argv[1:]] if of_the_run.exists() else argv
     configuration = checkpoint_file.read(path).configuration
     if not configuration:
         raise BadValue(f"--ckpt_path={path}: holds no configuration. Name the run's YAML with -c.")
     laid_under = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scratchlm-")), "configuration.yaml")
     write_yaml(laid_under, configuration)
     return [argv[0], "--config", str(laid_under), *argv[1:]]
+
+
+def _run_folder(argv: list[str]) -> Path:
+    """The run folder that a command line means: as a flag says, else a YAML, else named after the first YAML."""
+    folder = _flag(argv, "--trainer.default_root_dir")
+    for path in reversed(config_files(argv)):
+        folder = folder or (read_yaml(path).get("trainer") or {}).get("default_root_dir")
+    return Path(folder) if folder else Path("runs", *([Path(path).stem for path in config_files(argv)][:1] or ["run"]))
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -364,7 +387,7 @@ def _is_first_rank() -> bool:
 
 def _say(text: str) -> None:
     if _is_first_rank():
-        print(f"scratchlm: {text}", flush=True)
+        print(f"scratchlm: {text}", file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:

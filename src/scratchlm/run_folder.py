@@ -1,6 +1,7 @@
 """A run's folder: whose it is, which checkpoint goes on, and what the machine chose when the run began."""
 
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,28 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
 
-    def claim(self, stack: ExitStack, ckpt_path: str | None, fresh: bool) -> None:
-        """Takes the folder for a fit of this process, and refuses to mix two runs in it.
+    def claim(self, stack: ExitStack, fresh: bool) -> None:
+        """Takes the folder for a fit of this process.
 
         Args:
             stack: Holds the folder's lock until it is closed.
-            ckpt_path: What fit was asked to go on from.
             fresh: Move an old run aside.
 
         Raises:
             BrokenState: Another process owns the folder.
-            BadValue: It holds a run, and neither going on with it nor moving it aside was asked for.
         """
         stack.enter_context(folder_lock(self.path, "run.lock"))
         if fresh:
             self._move_aside()
         remove_leftovers(self.checkpoints)
-        if ckpt_path is None and any(self.checkpoints.glob("*.ckpt")):
+
+    def refuse_second_run(self) -> None:
+        """Refuses to begin a run in a folder that holds one.
+
+        Raises:
+            BadValue: It holds checkpoints.
+        """
+        if any(self.checkpoints.glob("*.ckpt")):
             raise BadValue(
                 f"trainer.default_root_dir={self.path}: holds the checkpoints of a run. Go on with it by "
                 "--ckpt_path last, move it aside by --fresh true, or name another folder."
@@ -90,4 +96,4 @@ class RunFolder:
         aside.mkdir()
         for path in files:
             path.rename(aside / path.name)
-        print(f"scratchlm: the old run is in {aside}")
+        print(f"scratchlm: the old run is in {aside}", file=sys.stderr)

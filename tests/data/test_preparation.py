@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scratchlm.cli import main
 from scratchlm.data.bins import Bin, read_manifest
 from scratchlm.data.card import card_table, warnings_for
 from scratchlm.data.preparation import Corpus
@@ -201,7 +202,7 @@ def test_a_tail_split_repeats_the_training_part_only(folder, write_jsonl, story)
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
 def test_same_settings_and_sources_give_the_same_bytes(tmp_path, three, kind):
     made = []
-    for name in ("one", "two"):
+    for name in ("one", "two", "three", "four"):
         folder = tmp_path / name
         settings = SMALL | {"sources": three, "tokenizer": kind, "total_tokens": 20_000}
         code = f"from scratchlm.data.preparation import Corpus; Corpus({str(folder)!r}, **{settings!r}).prepare()"
@@ -510,12 +511,34 @@ def test_a_small_corpus_is_warned_of_and_the_warning_names_the_cure(folder, writ
 )
 def test_warnings_begin_where_they_are_said_to(n_tokens, n_characters, n_sources, n_warnings):
     card = {
-        "sources": [{}] * n_sources,
+        "sources": [{"name": "one", "tokens": {"train": 900, "val": 100}}] * n_sources,
         "tokens": {"train": n_tokens},
         "characters": n_characters,
         "asked_tokens": None,
+        "val_fraction": 0.1,
     }
     assert len(warnings_for({"card": card}, 100)) == n_warnings
+
+
+def test_a_few_long_documents_that_validation_swallows_are_warned_of(folder, tmp_path, capfd):
+    for name in ("one", "two", "three", "four"):
+        (tmp_path / f"{name}.txt").write_text(" ".join(f"{name} {n}" for n in range(20_000)))
+    Corpus(str(folder), {"notes": str(tmp_path / "*.txt")}, **SMALL).prepare()
+    assert "of source 'notes'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("separator", ["\n---\n", "###", "null", "[1]"])
+def test_a_separator_is_taken_to_the_letter(separator, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text(separator.join(f"note {n} " * 40 for n in range(200)))
+    (tmp_path / "run.yaml").write_text(
+        json.dumps({"data": {"folder": "bins", "sources": {"notes": {"uri": "notes.txt", "separator": separator}}}})
+    )
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--data.vocab_size=300", "--data.context_length=16", "--data.min_document_characters=1"]
+    monkeypatch.setattr(sys, "argv", ["scratchlm", "prepare", "-c", "run.yaml", *sizes])
+    main()
+    card = json.loads((tmp_path / "bins" / "manifest.json").read_text())["card"]
+    assert sum(card["sources"][0]["documents"].values()) == 200
 
 
 def test_progress_says_tokens_and_megabytes_a_second(folder, three, capfd):

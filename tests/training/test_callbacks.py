@@ -25,7 +25,7 @@ def test_the_summary_says_the_exact_parameters_and_what_a_step_takes(tiny, tmp_p
     assert "2 layers, d_model 16, 2 heads" in lines["shape"]
     assert lines["steps"].startswith("6 (768 tokens")
     assert f"{task.gpt.flops_per_token(tiny.CONTEXT):,}" in said
-    assert "128 (8 sequences of 16: 4 at once, 2 times, on 1 process(es))" in said
+    assert "128 (8 sequences of 16: 4 at once x 2 in a row x 1 devices)" in said
     assert "cpu (1 threads), 32-true" in said
     assert "GB for training" in lines["memory"]
 

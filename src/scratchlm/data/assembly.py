@@ -170,8 +170,8 @@ class Assembly:
         return (
             f"{supply.source.key}: {tally.documents.total():,} documents with {tally.tokens.total():,} tokens in all. "
             f"The first go to {' and '.join(self._splits.names[1:])} until it holds one window, and none is left for "
-            f"training: {self._splits.one_window}. Add text, lower data.context_length, or set data.split=tail to take "
-            "validation from each document's end."
+            f"training: {self._splits.one_window}. Set data.split=tail to take validation from each document's end, or "
+            "add text, or lower data.context_length."
         )
 
     def _faults_at_end(self) -> list[str]:

@@ -205,12 +205,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenState(
-            f"{path}: not a manifest ({error}). Make the bins anew with scratchlm prepare --fresh true."
+            f"{path}: not a manifest ({error}). Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
         ) from error
     if version != FORMAT_VERSION:
         raise BrokenState(
             f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
-            "Make the bins anew with scratchlm prepare --fresh true."
+            "Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
         )
     return manifest
 
@@ -225,7 +225,7 @@ def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
     Raises:
         BrokenState: A file is missing, of another size, or the tokenizer is another.
     """
-    cure = "Copy the folder again, or make it anew with scratchlm prepare --fresh true."
+    cure = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
     for name, written in manifest["files"].items():
         path = Path(folder) / name
         if not path.exists():

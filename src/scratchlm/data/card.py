@@ -14,6 +14,7 @@ _SHOWN_TOKENS = 12  # at either end of a source, to see with one's own eyes that
 _MEMORISED_WINDOWS = 100  # a corpus of fewer is seen again within the first hundred sequences (chosen, not tuned)
 _MEMORISED_CHARACTERS = 100_000
 _MIXED_STYLE_CHARACTERS = 200_000
+_FEW_DOCUMENTS_SHARE = 0.1  # above twice what was asked (chosen, not tuned)
 
 
 @dataclass
@@ -44,6 +45,7 @@ def card_of(
     tallies: Sequence[Tally],
     tokenizer: Tokenizer,
     total_tokens: int | None,
+    val_fraction: float,
 ) -> dict[str, Any]:
     """Draws up the card; first and last tokens are read back from train.bin.
 
@@ -54,9 +56,10 @@ def card_of(
         tallies: What was written of each.
         tokenizer: Spells the tokens.
         total_tokens: Tokens of train.bin that were asked for, None for all there are.
+        val_fraction: Part that was asked for validation.
 
     Returns:
-        Plain values: `sources` (a list), `tokens` by split, `characters`, `asked_tokens`.
+        Plain values: `sources` (a list), `tokens` by split, `characters`, `asked_tokens`, `val_fraction`.
     """
     weight = sum(source.weight for source in sources)
     tokens = sum((tally.tokens for tally in tallies), Counter[str]())
@@ -81,7 +84,13 @@ def card_of(
             }
         )
     characters = sum(tally.n_characters for tally in tallies)
-    return {"sources": entries, "tokens": dict(tokens), "characters": characters, "asked_tokens": total_tokens}
+    return {
+        "sources": entries,
+        "tokens": dict(tokens),
+        "characters": characters,
+        "asked_tokens": total_tokens,
+        "val_fraction": val_fraction,
+    }
 
 
 def _ends(folder: Path, number: int, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -162,6 +171,14 @@ def warnings_for(manifest: dict[str, Any], context_length: int) -> list[str]:
             f"data.context_length={context_length}: the model will memorise it and repeat it. "
             "Give it 1,000,000 characters or more."
         )
+    for entry in card["sources"]:
+        share = entry["tokens"].get("val", 0) / max(1, sum(entry["tokens"].values()))
+        if share > 2 * card["val_fraction"] + _FEW_DOCUMENTS_SHARE:
+            found.append(
+                f"data.val_fraction={card['val_fraction']}: validation took {share:.0%} of source "
+                f"{entry['name']!r}, for whole documents go there until they fill a window. Set data.split=tail, or "
+                "cut the text into documents."
+            )
     if len(card["sources"]) > 1 and characters < _MIXED_STYLE_CHARACTERS:
         found.append(
             f"data.sources: {len(card['sources'])} sources with {characters:,} characters together: the model will mix "

@@ -32,7 +32,7 @@ class Corpus:
     def __init__(
         self,
         folder: str,
-        sources: dict[str, str | dict[str, Any]] | None = None,
+        sources: dict[str, str | dict[str, str | float | None]] | None = None,
         tokenizer: str = "bpe",
         vocab_size: int = 16_000,
         min_frequency: int = 2,
@@ -52,10 +52,11 @@ class Corpus:
 
         Args:
             folder: Folder of the bins; made if missing. Its name is free.
-            sources: Name of a source to its address, or to a mapping with `uri` and any of `weight`, `text_column`,
-                `documents`, `separator`, `revision`. An address is `builtin:python-docs`, `builtin:package-readmes`,
-                `builtin:tiny-tales`, `hf://owner/name[/configuration][:split]`, or a path or glob of .txt, .jsonl or
-                .parquet. Weights are shares of tokens.
+            sources: Name of a source to its address, or to a mapping with `uri` and any of `weight` (share of tokens),
+                `text_column`, `documents` (auto, row, wikitext, file, line, separator), `separator`, `revision`. An
+                address is `builtin:python-docs`, `builtin:package-readmes`, `builtin:tiny-tales`,
+                `hf://owner/name[/configuration][:split]`, or a path or glob of .txt or .jsonl (plain, .gz or .zst) or
+                .parquet.
             tokenizer: `bpe`, `unigram` or `char` trains one on the sources; anything else is the path of one to adopt:
                 a tokenizer.json, or a folder with it or with vocab.json and merges.txt.
             vocab_size: Ids that a tokenizer in training may have, the special ones included; a small corpus ends with
@@ -184,7 +185,8 @@ class Corpus:
             if asked.get(key) != found.get(key):
                 raise BadValue(
                     f"data.{key}={asked.get(key)}: the bins in data.folder={self.folder} were made with "
-                    f"{found.get(key)}. Name another data.folder, or make these anew: scratchlm prepare --fresh true."
+                    f"{found.get(key)}. Name another data.folder, or make these anew: "
+                    "scratchlm prepare --fresh true -c YOUR.yaml."
                 )
 
 
@@ -229,7 +231,7 @@ def _write(corpus: Corpus, sources: list[Source], facts: list[dict[str, Any]], s
         progress = stack.enter_context(Progress(corpus.total_tokens, text_bytes))
         assembly = Assembly(sources, reading, spelling, max_passes, splits, writers, progress)
         assembly.run(corpus.total_tokens)
-    card = card_of(staging, sources, facts, assembly.tallies, spelling, corpus.total_tokens)
+    card = card_of(staging, sources, facts, assembly.tallies, spelling, corpus.total_tokens, corpus.val_fraction)
     card["warnings"] = warnings_for({"card": card}, corpus.context_length)
     return write_manifest(staging, spelling.vocab_size, corpus.settings, card)
 
@@ -251,7 +253,7 @@ def _sample(corpus: Corpus, sources: list[Source], reading: Reading, sizes: dict
     whole = corpus.tokenizer == "char"
     weight = sum(source.weight for source in sources)
     faults = []
-    with bar("tokenizer", "B", None if whole else corpus.tokenizer_sample_bytes) as progress:
+    with bar("tokenizer sample", "B", None if whole else corpus.tokenizer_sample_bytes) as progress:
         for source in sources:
             share = sys.maxsize if whole else max(1, round(corpus.tokenizer_sample_bytes * source.weight / weight))
             left = share
@@ -267,8 +269,10 @@ def _sample(corpus: Corpus, sources: list[Source], reading: Reading, sizes: dict
                 sizes[source.name] = share - left
                 if left == share:
                     faults.append(reading.nothing_left(source, cleaner.dropped))
+        progress.total = progress.n  # the sources may hold less than was asked for
     if faults:
         raise BadValue("\n".join(faults))
+    print(f"scratchlm: training a {corpus.tokenizer} tokenizer on {progress.n / 1e6:,.1f} MB of text", file=sys.stderr)
 
 
 def _file_bytes(source: Source) -> int | None:

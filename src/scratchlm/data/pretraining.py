@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -108,7 +109,7 @@ class PretrainingData(LightningDataModule):
         if loaded.vocab_size != self.vocab_size:
             raise BrokenState(
                 f"data.folder={self.folder}: its tokenizer has {loaded.vocab_size:,} ids, and the bins were made with "
-                f"{self.vocab_size:,}. Make them anew with scratchlm prepare --fresh true."
+                f"{self.vocab_size:,}. Make them anew with scratchlm prepare --fresh true -c YOUR.yaml."
             )
         return {
             "vocab_size": self.vocab_size,
@@ -177,10 +178,12 @@ class PretrainingData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """val.bin from first target to last."""
+        self._warn_of_other_bins()
         return self._loader(self._scored("val"))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """test.bin from first target to last."""
+        self._warn_of_other_bins()
         return self._loader(self._scored("test"))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
@@ -241,6 +244,15 @@ class PretrainingData(LightningDataModule):
                 "order. Give it that value again, or start a new run."
             )
 
+    def _warn_of_other_bins(self) -> None:
+        trained_on = self._resumed.get("train_sha256")
+        if trained_on not in (None, self._order["train_sha256"]):
+            print(
+                f"scratchlm: warning: data.folder={self.folder}: not the bins that the checkpoint was trained on. "
+                "Where they hold text of its training, the scores are too good.",
+                file=sys.stderr,
+            )
+
     def _n_tokens(self, split: str) -> int:
         return int(self._manifest["files"][f"{split}.bin"]["tokens"])
 
@@ -263,8 +275,8 @@ class PretrainingData(LightningDataModule):
     def _check_split(self, split: str) -> None:
         if split == "test" and "test.bin" not in self._manifest["files"]:
             raise MissingFile(
-                f"data.folder={self.folder}: holds no test.bin. Set data.test_fraction, for instance to 0.005, and "
-                "make the bins anew with scratchlm prepare --fresh true."
+                f"data.folder={self.folder}: holds no test.bin. Set data.test_fraction, for instance to 0.005, "
+                "make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml, and train anew."
             )
         window = self.context_length + 1
         held = {"": self._n_tokens(split)}

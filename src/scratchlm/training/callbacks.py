@@ -58,7 +58,8 @@ class Summary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so where the run was complete to begin with."""
         if not self._started:
-            say(f"step {trainer.global_step:,} of {trainer.max_steps:,} is done already: nothing to train.")
+            step, steps = f"{trainer.global_step:,}", f"{trainer.max_steps:,}"
+            say(f"step {step} of {steps} is done already: nothing to train. Raise trainer.max_steps to go on.")
 
     def lines(self, trainer: Trainer, task: NextTokenTask) -> dict[str, str]:
         """The summary, by what each line says."""
@@ -74,8 +75,8 @@ class Summary(Callback):
             f"d_ff {settings['d_ff']:,} ({settings['feed_forward']}), context {context:,}, "
             f"vocabulary {settings['vocab_size']:,}, {'tied' if settings['tied_head'] else 'own'} head",
             "FLOPs a token": f"{gpt.flops_per_token(context):,} (forward and backward)",
-            "tokens a step": f"{task.tokens_per_step:,} ({sequences:,} sequences of {context:,}: {micro} at once, "
-            f"{trainer.accumulate_grad_batches} times, on {trainer.world_size} process(es))",
+            "tokens a step": f"{task.tokens_per_step:,} ({sequences:,} sequences of {context:,}: {micro} at once "
+            f"x {trainer.accumulate_grad_batches} in a row x {trainer.world_size} devices)",
             "steps": f"{trainer.max_steps:,} ({tokens:,} tokens, {tokens / gpt.n_parameters:.3g} a parameter){done}",
             "device": f"{_device_name(task.device)}, {trainer.precision}",
             "memory": f"{gpt.training_bytes(micro, autocast) / 1e9:.2f} GB for training, computed, on each device",
@@ -92,6 +93,7 @@ class Progress(ProgressBar):
         self._bar: tqdm[Any] | None = None
         self._eval_bar: tqdm[Any] | None = None
         self._mark = (0, 0.0)  # step and time of the last line
+        self._seconds_per_step: float | None = None  # smoothed
 
     def enable(self) -> None:
         """Shows progress (the default)."""
@@ -107,7 +109,9 @@ class Progress(ProgressBar):
         if self._enabled and sys.stderr.isatty():
             n = _task(pl_module).tokens_per_step
             total, initial = trainer.max_steps * n, trainer.global_step * n
-            self._bar = tqdm(total=total, initial=initial, unit=" tokens", unit_scale=True, dynamic_ncols=True)
+            self._bar = tqdm(
+                desc="training", total=total, initial=initial, unit=" tokens", unit_scale=True, dynamic_ncols=True
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,7 +129,9 @@ class Progress(ProgressBar):
     def _say_line(self, trainer: Trainer, task: NextTokenTask) -> None:
         step, now = trainer.global_step, time.monotonic()
         seconds_per_step = (now - self._mark[1]) / max(1, step - self._mark[0])
-        left = tqdm.format_interval(seconds_per_step * (trainer.max_steps - step))
+        earlier = seconds_per_step if self._seconds_per_step is None else self._seconds_per_step
+        self._seconds_per_step = 0.7 * earlier + 0.3 * seconds_per_step
+        left = tqdm.format_interval(self._seconds_per_step * (trainer.max_steps - step))
         say(
             f"step {step:,}/{trainer.max_steps:,}  loss {task.step_metrics['train/loss']:.4f}  "
             f"{task.tokens_per_step / max(seconds_per_step, 1e-9):,.0f} tokens/s  {left} left"
