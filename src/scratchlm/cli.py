@@ -204,11 +204,11 @@ def _plain(message: str) -> str:
     """jsonargparse's reports as key, value, why and cure."""
     if required := re.search(r"arguments are required: (?:(?:fit|validate|test|predict)\.)?(\S+)", message):
         key = required[1]
-        cure = (
-            "" if "." not in key else f", or a YAML that holds it: -c configs/quickstart.yaml, or --ckpt_path {'FILE'}"
-        )
+        cure = ", or a YAML that holds it: -c configs/quickstart.yaml" if "." in key else ""
         return f"{key}: needed, and not given. Give --{key}{cure}."
-    if wrong := re.search(r'Parser key "([^"]+)": Expected an? <class \'(\w+)\'>. Got value: (.*)', message, re.DOTALL):
+    if wrong := re.search(
+        r'Parser key "([^"]+)":\s*Expected an? <class \'(\w+)\'>\.\s+Got value:\s+(.*)', message, re.DOTALL
+    ):
         return f"{wrong[1]}={wrong[3].strip()}: is no {wrong[2]}. Give one."
     union = re.search(
         r'Parser key "(?P<key>[^"]+)":.*?union subtypes.*?Subtypes: [\[(](?P<types>.*?)[\])]\s'
