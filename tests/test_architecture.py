@@ -47,7 +47,15 @@ def test_a_room_imports_only_what_the_law_allows(room: str) -> None:
 
 def test_every_folder_of_the_package_is_a_room() -> None:
     assert {path.parent.name for path in SOURCE.glob("*/__init__.py")} == set(ROOMS)
-    assert {path.stem for path in SOURCE.glob("*.py")} == {"__init__", "__main__", "cli", "errors", "run", "run_folder"}
+    assert {path.stem for path in SOURCE.glob("*.py")} == {
+        "__init__",
+        "__main__",
+        "cli",
+        "errors",
+        "run",
+        "run_folder",
+        "run_settings",
+    }
 
 
 @pytest.mark.parametrize("room", ["inference", "model"])

@@ -299,3 +299,86 @@ def test_a_resolved_configuration_runs_again(run_folder: Path, command: Command)
     assert [line["train/loss"] for line in lines] == [
         line["train/loss"] for line in read_metrics(run_folder / "run.old-1")
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--trainer.limit_train_batches=3", "trainer.limit_train_batches=3"),
+        ("--trainer.overfit_batches=2", "trainer.overfit_batches=2"),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1"),
+        ("--trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0"),
+        ("--seed_everything=-1", "seed_everything=-1"),
+        ("--trainer.strategy=foo", "trainer: "),
+        ("--trainer.max_step=3", "Did you mean trainer.max_steps?"),
+        ("--data.micro_batch_size=3", "data.global_batch_size=4: not a multiple of data.micro_batch_size=3"),
+        ("--model.gpt.n_heads=3", "model.gpt.n_heads=3"),
+        ("--data.sources=input.txt", "'{text: input.txt}'"),
+    ],
+)
+def test_a_setting_that_cannot_work_leaves_no_run_behind(
+    words: str, said: str, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    write_text(tmp_path / "input.txt")
+    assert said in refusal("fit", *TINY, "--trainer.max_steps=4", words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_key_of_the_corpus_is_refused_by_prepare_too(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("data: {folder: bins, vocab_sise: 300, micro_batch_size: 2}")
+    assert "no key data.vocab_sise. Did you mean data.vocab_size?" in refusal("prepare", "-c", "run.yaml")
+
+
+def test_another_runs_checkpoint_never_goes_into_a_folder_with_a_run(
+    run_folder: Path, refusal: Callable[..., str]
+) -> None:
+    shutil.copy(run_folder / "run" / "checkpoints" / "best.ckpt", run_folder / "other.ckpt")
+    line = refusal("fit", *TINY, "--trainer.max_steps=6", "--ckpt_path=other.ckpt")
+    assert "--fresh true" in line
+    assert len(list((run_folder / "run" / "checkpoints").iterdir())) == 2
+    assert "Drop one of them" in refusal("fit", *TINY, "--trainer.max_steps=6", "--ckpt_path=last", "--fresh=true")
+
+
+@pytest.mark.parametrize("words", ["--data.seed=7", "--data.global_batch_size=8", "--data.windows=random"])
+def test_what_decides_the_order_cannot_change_on_the_way(
+    words: str, run_folder: Path, refusal: Callable[..., str]
+) -> None:
+    before = (run_folder / "run" / "config.yaml").read_text()
+    line = refusal("fit", *TINY, "--trainer.max_steps=6", "--ckpt_path=last", words)
+    assert words.removeprefix("--") in line
+    assert (run_folder / "run" / "config.yaml").read_text() == before
+
+
+def test_a_run_goes_on_with_its_own_configuration_under_what_is_given(run_folder: Path, command: Command) -> None:
+    command("fit", "--trainer.default_root_dir=run", "--ckpt_path=last", "--trainer.max_steps=5")
+    assert read_metrics(run_folder / "run")[-1]["step"] == 5
+
+
+def test_going_back_keeps_the_best_checkpoint_of_the_line_given_up(run_folder: Path, command: Command) -> None:
+    command("fit", *TINY, "--trainer.max_steps=6", "--ckpt_path=last", "--model.learning_rate=0.01")
+    first = run_folder / "run" / "checkpoints" / "step-00000004.ckpt"
+    assert read(run_folder / "run" / "checkpoints" / "best.ckpt").step == 6
+    command("fit", *TINY, "--trainer.max_steps=5", f"--ckpt_path={first}")
+    assert read(run_folder / "run" / "checkpoints" / "best-00000006.ckpt").step == 6
+
+
+def test_scoring_other_bins_than_those_trained_on_is_warned_of(
+    run_folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("prepare", *(word for word in TINY if word.startswith("--data.") and "batch" not in word), "--fresh=true")
+    command("validate", "--ckpt_path=run/checkpoints/best.ckpt")
+    assert "not the bins" not in capsys.readouterr().err
+    write_text(run_folder / "input.txt", 4000)
+    command("prepare", *(word for word in TINY if word.startswith("--data.") and "batch" not in word), "--fresh=true")
+    command("validate", "--ckpt_path=run/checkpoints/best.ckpt")
+    assert "not the bins that the checkpoint was trained on" in capsys.readouterr().err
+
+
+def test_one_batch_of_validation_is_one_batch(
+    run_folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = []
+    for limit in ([], ["--trainer.limit_val_batches=1"], ["--trainer.limit_val_batches=1000"]):
+        command("validate", "--ckpt_path=run/checkpoints/best.ckpt", *limit)
+        scores.append([line for line in capsys.readouterr().out.splitlines() if " val/loss " in line])
+    assert scores[0] == scores[2] != scores[1]

@@ -1,8 +1,11 @@
 """The one command: which verb runs what, and the face of every error. A verb imports the libraries it needs itself."""
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
+import io
 import os
 import re
 import sys
@@ -31,6 +34,9 @@ _TRAINER_VERBS = ("fit", "validate", "test", "predict")
 
 def main() -> None:
     """Runs the verb on the command line; exits with 0 when done, 2 after a user's mistake, 1 after ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show must not end a run
     try:
         _run(sys.argv[1:])
     except UserError as error:
@@ -94,13 +100,29 @@ def _prepare(argv: list[str]) -> None:
     parser.add_class_arguments(Corpus, "data")
 
     def corpus_part(path: str) -> dict[str, Any]:
-        data = read_yaml(path).get("data") or {}
+        data = read_yaml(path).get("data", {})
+        for key in data.keys() - corpus_keys - _keys_of_training_data():
+            near = difflib.get_close_matches(str(key), corpus_keys, n=1)
+            raise BadValue(
+                f"--config={path}: no key data.{key}. " + (f"Did you mean data.{near[0]}?" if near else "Drop it.")
+            )
         return {"data": {key: value for key, value in data.items() if key in corpus_keys}}
 
     with rewritten_configs(argv, corpus_part) as rewritten:
         given = parser.parse_args(rewritten)
     manifest = Corpus(**given.data.as_dict()).prepare(fresh=given.fresh)
     print(card_table(manifest))
+
+
+def _keys_of_training_data() -> set[str]:
+    """The keys of data: that only training reads, off the source of their class: importing it would bring torch."""
+    spec = importlib.util.find_spec("scratchlm.data.pretraining")
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    data = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PretrainingData")
+    init = next(node for node in data.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return {argument.arg for argument in init.args.args} - {"self"}
 
 
 def config_files(argv: list[str]) -> list[str]:
@@ -133,6 +155,8 @@ def _config_positions(argv: list[str]) -> list[tuple[int, str]]:
             found.append((i + 1, ""))
         elif word.startswith("--config="):
             found.append((i, "--config="))
+        elif word.startswith("-c") and len(word) > 2:
+            found.append((i, "-c=" if word.startswith("-c=") else "-c"))
     return found
 
 
@@ -156,6 +180,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise BadValue(f"--config={path}: not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise BadValue(f"--config={path}: holds no mapping. Write keys such as data:, model: and trainer:.")
+    for part in ("data", "model", "trainer", "checkpoint"):
+        if part in value and not isinstance(value[part], dict):
+            raise BadValue(
+                f"--config={path}: {part}: is {value[part]!r} and must hold keys. Write some, or leave it out."
+            )
     return value
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -33,6 +34,7 @@ from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.gpt import GPT
 from scratchlm.model.probe import choose
 from scratchlm.run_folder import RunFolder
+from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
 from scratchlm.training.callbacks import DivergenceGuard, Progress, Samples, Summary, Throughput
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
@@ -112,14 +114,20 @@ class RunCLI(LightningCLI):
             parser.add_argument("--output", type=str | None, default=None, help=help_output)
         return parser
 
+    def _set_seed(self) -> None:
+        seed = self.config[self.config.subcommand].seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise BadValue(f"seed_everything={seed}: give a whole number from 0 to 2**32 - 1.")
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would lay a checkpoint's hyper-parameters over the user's flags."""
 
     def before_instantiate_classes(self) -> None:
         """Checks, finds and makes all that the data, the model and the Trainer are built from."""
         config = self.config[self.subcommand]
-        _check_trainer_keys(config, str(self.subcommand))
-        _check_values(config)
+        check_trainer_keys(config, str(self.subcommand))
+        check_values(config)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(_run_folder(self.argv))
         self.folder = RunFolder(config.trainer.default_root_dir)
@@ -133,6 +141,8 @@ class RunCLI(LightningCLI):
         config.ckpt_path = str(self._checkpoint_to_score(config.ckpt_path))
         if self.subcommand == "predict":
             config.data.checkpoint = config.ckpt_path
+            # On several devices each would write its own share of the completions.
+            config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
         self._choose_machine(config)
 
     def instantiate_classes(self) -> None:
@@ -150,7 +160,15 @@ class RunCLI(LightningCLI):
             callbacks += [Summary(), Throughput(), Samples(), DivergenceGuard()]
         kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+            if trainer[key] == 1:
+                kwargs[key] = 1  # one batch; the parser makes it 1.0, which Lightning reads as all of them
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise BadValue(f"trainer: {str(error).splitlines()[0]}") from error
 
     def after_instantiate_classes(self) -> None:
         """Links the corpus's facts to the model, and turns steps into the micro-batches that Lightning counts."""
@@ -167,6 +185,11 @@ class RunCLI(LightningCLI):
                 f"The nearest that works is {near}."
             )
         self.model.configuration = self.configuration
+        if self.model.warmup_steps >= trainer.max_steps:
+            _say(
+                f"warning: model.warmup_steps={self.model.warmup_steps}: the run ends at step {trainer.max_steps:,}, "
+                "before the rate has reached model.learning_rate. Give fewer."
+            )
         trainer.accumulate_grad_batches = data.global_batch_size // at_once
         if not self._get(self.config_init, "trainer")["fast_dev_run"]:
             trainer.val_check_interval *= trainer.accumulate_grad_batches
@@ -185,15 +208,22 @@ class RunCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Completes the prompts and writes one JSON object a line."""
         output = Path(self.config.predict.output or self.folder.path / "completions.jsonl")
+        kwargs["return_predictions"] = True
         completions = [row for batch in self.trainer.predict(**kwargs) or [] for row in batch]
         write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in completions))
         _say(f"completions written to {output}: {len(completions):,}")
 
     def _find_start(self, config: Namespace) -> None:
         """Resolves `--ckpt_path`, and refuses to mix two runs or two networks; writes nothing."""
+        is_inside = config.ckpt_path in ("last", "best") or self.folder.holds(config.ckpt_path)
+        if config.ckpt_path is not None and is_inside and config.fresh:
+            raise BadValue(
+                f"--fresh true: moves aside the run that --ckpt_path={config.ckpt_path} is to go on with. "
+                "Drop one of them."
+            )
+        if not (is_inside or config.fresh) and _is_first_rank():
+            self.folder.refuse_second_run()
         if config.ckpt_path is None:
-            if not config.fresh and _is_first_rank():
-                self.folder.refuse_second_run()
             return
         path = self.folder.find_checkpoint(config.ckpt_path)
         if path is None:
@@ -201,6 +231,7 @@ class RunCLI(LightningCLI):
         else:
             found = checkpoint_file.read(path)
             checkpoint_file.require_same_shape(config.model.gpt.as_dict(), found.gpt_settings)
+            require_same_order(config, found.configuration)
             self.steps_done = found.step
             self.choices = self.folder.read_choices()
         config.ckpt_path = str(path) if path else None
@@ -240,7 +271,8 @@ class RunCLI(LightningCLI):
             "n_heads": gpt.n_heads,
             "d_head": gpt.d_head,
         }
-        choice = choose(kind, precision, attention=gpt.attention, **shape)
+        with _memory_advice(config):
+            choice = choose(kind, precision, attention=gpt.attention, **shape)
         if precision == "auto" and self.choices.get("device") == choice.device_type:
             choice.precision, choice.reason = self.choices["precision"], self.choices["reason"]
         config.trainer.accelerator, config.trainer.precision = choice.device_type, choice.precision
@@ -268,41 +300,6 @@ class RunCLI(LightningCLI):
         if config.trainer.max_epochs is not None:
             return max(1, config.trainer.max_epochs * data.sequences_per_epoch // data.global_batch_size)
         return config.trainer.max_steps
-
-
-def _check_trainer_keys(config: Namespace, subcommand: str) -> None:
-    trainer = config.trainer
-    if trainer.accumulate_grad_batches != 1:
-        raise BadValue(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: follows from the batch sizes and "
-            "cannot be set. Set data.global_batch_size and data.micro_batch_size, both in sequences."
-        )
-    every = trainer.val_check_interval
-    if not isinstance(every, int) or every < 1:
-        raise BadValue(f"trainer.val_check_interval={every}: counts optimizer steps here. Give a whole number from 1.")
-    if subcommand != "fit" or trainer.fast_dev_run:
-        return
-    lengths = {
-        "trainer.max_steps": None if trainer.max_steps == -1 else trainer.max_steps,
-        "trainer.max_epochs": trainer.max_epochs,
-        "data.train_tokens": config.data.train_tokens,
-    }
-    given = {key: value for key, value in lengths.items() if value is not None}
-    if len(given) != 1:
-        said = " and ".join(f"{key}={value}" for key, value in given.items()) or "none of " + ", ".join(lengths)
-        raise BadValue(f"{said}: exactly one sets the length of a run. {'Remove the others' if given else 'Give one'}.")
-    for key, value in given.items():
-        if value < 1:
-            raise BadValue(f"{key}={value}: a run has at least one step. Give a whole number from 1.")
-
-
-def _check_values(config: Namespace) -> None:
-    """Builds data and model on paper: a value that cannot work is refused before a file is written or text is read."""
-    PretrainingData(**config.data.as_dict())
-    model = config.model.as_dict()
-    with torch.device("meta"):
-        gpt = GPT(**model.pop("gpt"), vocab_size=config.data.vocab_size)
-    NextTokenTask(gpt, **model)
 
 
 def _with_configuration_of_checkpoint(argv: list[str], stack: ExitStack) -> list[str]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from scratchlm.errors import BadValue, MissingFile
+from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, write_json
 from scratchlm.model import checkpoint as checkpoint_file
@@ -39,6 +39,10 @@ class RunFolder:
         if fresh:
             self._move_aside()
         remove_leftovers(self.checkpoints)
+
+    def holds(self, checkpoint: str | None) -> bool:
+        """Whether a path is that of a checkpoint of this run."""
+        return checkpoint is not None and Path(checkpoint).resolve().parent == self.checkpoints.resolve()
 
     def refuse_second_run(self) -> None:
         """Refuses to begin a run in a folder that holds one.
@@ -78,7 +82,12 @@ class RunFolder:
     def read_choices(self) -> dict[str, Any]:
         """What the machine chose when the run began; empty for a new run."""
         path = self.path / "choices.json"
-        choices: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            choices = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError:
+            choices = None
+        if not isinstance(choices, dict):
+            raise BrokenState(f"{path}: damaged. Remove it; the machine then chooses anew.")
         return choices
 
     def write_choices(self, choices: dict[str, Any]) -> None:

@@ -12,6 +12,15 @@ from typing import IO, Any
 
 from scratchlm.errors import BrokenState
 
+_UNUSABLE_PLACE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 _TEMPORARY = ".partial-"  # .<name>.partial-<pid>, in the folder of the file it will become
 
 
@@ -61,7 +70,7 @@ def unwritable(path: str | Path, error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = _free_bytes(path)
         return BrokenState(f"{path}: no space left to write it ({free:,} bytes free there). Make space and run again.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+    if error.errno in _UNUSABLE_PLACE:
         return BrokenState(f"{path}: cannot be written ({error.strerror}). Name a folder that you may write to.")
     return error
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.model.gpt import GPT, Cache
 
+_HOTTEST = 1e30  # far beyond it float32 turns the division of a banned id's minus infinity into no number
+
 
 def generate(
     gpt: GPT,
@@ -114,8 +116,10 @@ def _check(
             raise BadValue(f"{name} holds {outside[0]}: the vocabulary has ids 0 to {vocab_size - 1}.")
     if max_new_tokens < 0:
         raise BadValue(f"max_new_tokens={max_new_tokens}: cannot be negative.")
-    if not 0 <= temperature < math.inf:
-        raise BadValue(f"temperature={temperature}: divides logits. Give a finite number from 0 (the likeliest) up.")
+    if not 0 <= temperature <= _HOTTEST:
+        raise BadValue(
+            f"temperature={temperature}: divides logits. Give a number from 0 (the likeliest) to {_HOTTEST:g}."
+        )
     if top_k is not None and top_k < 1:
         raise BadValue(f"top_k={top_k}: at least one id must be left to draw. Give 1 or more, or null for all.")
     if not 0 <= seed < 2**63:

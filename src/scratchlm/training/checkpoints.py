@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.files.whole import remove_leftovers, unwritable, whole_file
-from scratchlm.model.checkpoint import verify
+from scratchlm.model.checkpoint import read, verify
 from scratchlm.training.loggers import say
 from scratchlm.training.task import NextTokenTask
 
@@ -90,8 +90,14 @@ class Checkpoints(Checkpoint):
             remove_leftovers(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the step resumed from as saved."""
+        """Takes the step resumed from as saved; a best checkpoint of a later step, now given up, is renamed."""
         self._saved_step = trainer.global_step
+        best = self.folder / BEST
+        if trainer.is_global_zero and trainer.global_step and best.exists():
+            step = read(best).step
+            if step > trainer.global_step:
+                best.rename(self.folder / f"best-{step:08d}.ckpt")
+                say(f"{best}: of step {step:,}, after the one gone back to; it is now best-{step:08d}.ckpt")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves the step before this batch: later than its own end, so that a validation due at that step is done."""
@@ -138,7 +144,8 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, path: Path) -> None:
         _task(pl_module).require_finite_state()
-        trainer.save_checkpoint(path, weights_only=False)
+        if not getattr(trainer, "fast_dev_run", False):  # a rehearsal leaves nothing behind
+            trainer.save_checkpoint(path, weights_only=False)
 
     def _prune(self, step: int) -> None:
         """Keeps the newest; those of later steps belong to a line that was given up when the run went back."""
