@@ -102,6 +102,15 @@ def test_a_manifest_that_is_no_manifest_is_refused(folder):
         read_manifest(folder)
 
 
+@pytest.mark.parametrize("part", ["files", "settings", "card", "vocab_size", "tokenizer_sha256"])
+def test_a_manifest_that_lacks_a_part_is_refused_by_its_name(folder, part):
+    manifest = read_manifest(folder)
+    del manifest[part]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BrokenState, match=rf"not a manifest \(no {part}\).*--fresh true"):
+        read_manifest(folder)
+
+
 def test_the_manifest_holds_size_tokens_and_hash_of_each_file(folder):
     written = read_manifest(folder)["files"]
     assert written["train.bin"]["tokens"] == 10
