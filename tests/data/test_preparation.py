@@ -328,7 +328,7 @@ def test_bins_of_a_process_killed_while_it_moved_them_are_made_again(prepared, t
 def test_a_folder_where_a_bin_belongs_is_one_line(prepared, three):
     (prepared / "val.bin").unlink()
     (prepared / "val.bin").mkdir()
-    with pytest.raises(BadValue, match="holds val.bin"):
+    with pytest.raises(BadValue, match=r"holds val\.bin"):
         Corpus(str(prepared), three, **SMALL).prepare(fresh=True)
     assert (prepared / "train.bin").exists()
 

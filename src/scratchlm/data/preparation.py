@@ -124,8 +124,8 @@ class Corpus:
             folder, adopted = os.path.realpath(self.folder), os.path.realpath(self.tokenizer)
             if adopted in (folder, *(os.path.join(folder, name) for name in TOKENIZER_FILES)):
                 yield (
-                    f"data.tokenizer={self.tokenizer}: lies in data.folder={self.folder}, where the bins' own tokenizer "
-                    "is written. Copy it to another folder and name it there."
+                    f"data.tokenizer={self.tokenizer}: lies in data.folder={self.folder}, where the bins' own "
+                    "tokenizer is written. Copy it to another folder and name it there."
                 )
         trained = self.tokenizer in ("bpe", "unigram")
         if trained and not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
