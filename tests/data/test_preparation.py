@@ -285,6 +285,36 @@ def test_fresh_makes_them_anew_and_leaves_nothing_of_the_old(folder, three):
     assert read_manifest(folder)["settings"]["tokenizer"] == "char"
 
 
+def test_text_that_changed_behind_finished_bins_is_told_and_lost_text_is_not(prepared, three, capsys):
+    before = contents(prepared)
+    short, long = Path(three["short"]["uri"]), Path(three["long"]["uri"])
+    short.write_text(short.read_text() + '{"text": "one more"}\n')
+    long.unlink()
+    capsys.readouterr()
+    Corpus(str(prepared), three, **SMALL).prepare()
+    assert capsys.readouterr().err == (
+        f"scratchlm: warning: data.sources.short: {short} has changed since the bins were made; "
+        "make them anew with scratchlm prepare --fresh true -c YOUR.yaml\n"
+    )
+    assert contents(prepared) == before
+
+
+def test_a_tokenizer_that_changed_behind_finished_bins_is_told(prepared, tmp_path, three, capsys):
+    adopted = tmp_path / "adopted.json"
+    adopted.write_bytes((prepared / "tokenizer.json").read_bytes())
+    again = Corpus(str(tmp_path / "again"), three, tokenizer=str(adopted), **SMALL)
+    again.prepare()
+    capsys.readouterr()
+    again.prepare()
+    assert capsys.readouterr().err == ""
+    adopted.write_text(adopted.read_text() + "\n")
+    again.prepare()
+    assert f"warning: data.tokenizer: {adopted} has changed since" in capsys.readouterr().err
+    adopted.unlink()
+    again.prepare()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("name", ["train.bin", "test.docs.npy", "tokenizer.json", "merges.txt"])
 def test_a_file_of_someone_else_is_never_overwritten(folder, three, name, fresh):
@@ -383,6 +413,11 @@ def test_two_processes_do_not_write_one_folder(folder, three):
 def test_values_that_cannot_work_are_refused_before_anything_is_opened(values, said):
     with pytest.raises(BadValue, match=said):
         Corpus("bins", **{"sources": {"text": "input.txt"}, **values})
+
+
+def test_a_folder_without_a_name_is_refused():
+    with pytest.raises(BadValue, match=r"^data\.folder=: names no folder\. Give"):
+        Corpus("", {"a": "a.txt"})
 
 
 def test_all_bad_values_are_reported_at_once():

@@ -154,7 +154,11 @@ class Bin:
 
 
 def write_manifest(
-    folder: str | Path, vocab_size: int, settings: dict[str, Any], card: dict[str, Any]
+    folder: str | Path,
+    vocab_size: int,
+    settings: dict[str, Any],
+    card: dict[str, Any],
+    inputs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Closes a bins folder: hashes the files in it and writes the manifest.
 
@@ -163,6 +167,7 @@ def write_manifest(
         vocab_size: Ids of the tokenizer.
         settings: What shaped the bins; a later `prepare` compares its own with them.
         card: The corpus card.
+        inputs: What the files that the bins were made from looked like; a later `prepare` warns where they differ.
 
     Returns:
         The manifest.
@@ -180,6 +185,7 @@ def write_manifest(
         "tokenizer_sha256": sha256(folder / "tokenizer.json"),
         "files": files,
         "settings": settings,
+        "inputs": inputs or {},
         "card": card,
     }
     write_json(folder / MANIFEST, manifest)

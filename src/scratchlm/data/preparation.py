@@ -4,7 +4,7 @@ import inspect
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from scratchlm.data.bins import (
     write_manifest,
 )
 from scratchlm.data.card import card_of, warnings_for
+from scratchlm.data.inputs import changes, inputs_of
 from scratchlm.data.supply import Reading
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
@@ -184,6 +185,7 @@ class Corpus:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
             self._compare(manifest["settings"])
+            _warn(changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {})))
             return manifest
         check_free(folder)
         facts = describe_all(self.parsed_sources)
@@ -195,8 +197,7 @@ class Corpus:
         with _owned(folder) as staging:
             manifest = _write(self, pinned, facts, staging)
             publish(staging, folder)
-        for warning in manifest["card"]["warnings"]:
-            print(f"scratchlm: warning: {warning}", file=sys.stderr)
+        _warn(manifest["card"]["warnings"])
         return manifest
 
     def _compare(self, made_with: dict[str, Any]) -> None:
@@ -208,6 +209,11 @@ class Corpus:
                     f"{found.get(key)}. Name another data.folder, or make these anew: "
                     "scratchlm prepare --fresh true -c YOUR.yaml."
                 )
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"scratchlm: warning: {warning}", file=sys.stderr)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -240,6 +246,7 @@ def _owned(folder: Path) -> Iterator[Path]:
 
 def _write(corpus: Corpus, sources: list[Source], facts: list[dict[str, Any]], staging: Path) -> dict[str, Any]:
     """Writes a whole bins folder to `staging`."""
+    inputs = inputs_of(sources, corpus.tokenizer)
     reading = Reading(corpus.seed, corpus.shuffle_documents, corpus.min_document_characters, corpus.normalize)
     spelling, text_bytes = _tokenizer(corpus, sources, reading)
     spelling.save(staging)
@@ -254,7 +261,7 @@ def _write(corpus: Corpus, sources: list[Source], facts: list[dict[str, Any]], s
         assembly.run(corpus.total_tokens)
     card = card_of(staging, sources, facts, assembly.tallies, spelling, corpus.total_tokens, corpus.val_fraction)
     card["warnings"] = warnings_for({"card": card}, corpus.context_length)
-    return write_manifest(staging, spelling.vocab_size, corpus.settings, card)
+    return write_manifest(staging, spelling.vocab_size, corpus.settings, card, inputs)
 
 
 def _tokenizer(corpus: Corpus, sources: list[Source], reading: Reading) -> tuple[Tokenizer, int | None]:
