@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from scratchlm.data.bins import Bin, BinWriter, check_files, read_manifest, write_manifest
+from scratchlm.data.bins import Bin, BinWriter, check_files, publish, read_manifest, write_manifest
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.files.whole import write_text
 
@@ -138,3 +138,11 @@ def test_another_tokenizer_is_refused(folder):
     write_text(folder / "tokenizer.json", '{"other": 1}')
     with pytest.raises(BrokenState, match="not the tokenizer of these bins"):
         check_files(folder, read_manifest(folder))
+
+
+def test_what_could_be_published_in_part_only_is_not_left_behind(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("target")
+    (target / "train.docs.npy").mkdir()
+    with pytest.raises(BrokenState, match="cannot be written"):
+        publish(folder, target)
+    assert [path.name for path in target.iterdir()] == ["train.docs.npy"]

@@ -9,7 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -287,14 +287,20 @@ def publish(staging: str | Path, folder: str | Path) -> None:
         BrokenState: The folder cannot be written.
     """
     staging, folder = Path(staging), Path(folder)
-    replaced = _replaced_by_new_bins(folder)
+    old, new = _replaced_by_new_bins(folder), [path.name for path in staging.iterdir()]
     with told_if_unwritable(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
         sync_folder(folder)
-        for name in replaced:
-            (folder / name).unlink(missing_ok=True)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
-            os.replace(path, folder / path.name)
+        try:
+            for name in old:
+                (folder / name).unlink(missing_ok=True)
+            for name in sorted(new, key=lambda name: name == MANIFEST):
+                os.replace(staging / name, folder / name)
+        except BaseException:  # without a manifest, what is left would be taken for someone else's
+            for name in {*old, *new}:
+                with suppress(OSError):
+                    (folder / name).unlink()
+            raise
         staging.rmdir()
         sync_folder(folder)
 
