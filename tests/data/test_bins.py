@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from scratchlm.data.bins import Bin, BinWriter, check_files, read_manifest, write_manifest
+from scratchlm.data.bins import Bin, BinWriter, check_files, publish, read_manifest, write_manifest
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.files.whole import write_text
 
@@ -102,6 +102,15 @@ def test_a_manifest_that_is_no_manifest_is_refused(folder):
         read_manifest(folder)
 
 
+@pytest.mark.parametrize("part", ["files", "settings", "card", "vocab_size", "tokenizer_sha256"])
+def test_a_manifest_that_lacks_a_part_is_refused_by_its_name(folder, part):
+    manifest = read_manifest(folder)
+    del manifest[part]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BrokenState, match=rf"not a manifest \(no {part}\).*--fresh true"):
+        read_manifest(folder)
+
+
 def test_the_manifest_holds_size_tokens_and_hash_of_each_file(folder):
     written = read_manifest(folder)["files"]
     assert written["train.bin"]["tokens"] == 10
@@ -129,3 +138,11 @@ def test_another_tokenizer_is_refused(folder):
     write_text(folder / "tokenizer.json", '{"other": 1}')
     with pytest.raises(BrokenState, match="not the tokenizer of these bins"):
         check_files(folder, read_manifest(folder))
+
+
+def test_what_could_be_published_in_part_only_is_not_left_behind(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("target")
+    (target / "train.docs.npy").mkdir()
+    with pytest.raises(BrokenState, match="cannot be written"):
+        publish(folder, target)
+    assert [path.name for path in target.iterdir()] == ["train.docs.npy"]

@@ -285,6 +285,97 @@ def test_fresh_makes_them_anew_and_leaves_nothing_of_the_old(folder, three):
     assert read_manifest(folder)["settings"]["tokenizer"] == "char"
 
 
+def test_text_that_changed_behind_finished_bins_is_told_and_lost_text_is_not(prepared, three, capsys):
+    before = contents(prepared)
+    short, long = Path(three["short"]["uri"]), Path(three["long"]["uri"])
+    short.write_text(short.read_text() + '{"text": "one more"}\n')
+    long.unlink()
+    capsys.readouterr()
+    Corpus(str(prepared), three, **SMALL).prepare()
+    assert capsys.readouterr().err == (
+        f"scratchlm: warning: data.sources.short: {short} has changed since the bins were made; "
+        "make them anew with scratchlm prepare --fresh true -c YOUR.yaml\n"
+    )
+    assert contents(prepared) == before
+
+
+def test_a_tokenizer_that_changed_behind_finished_bins_is_told(prepared, tmp_path, three, capsys):
+    adopted = tmp_path / "adopted.json"
+    adopted.write_bytes((prepared / "tokenizer.json").read_bytes())
+    again = Corpus(str(tmp_path / "again"), three, tokenizer=str(adopted), **SMALL)
+    again.prepare()
+    capsys.readouterr()
+    again.prepare()
+    assert capsys.readouterr().err == ""
+    adopted.write_text(adopted.read_text() + "\n")
+    again.prepare()
+    assert f"warning: data.tokenizer: {adopted} has changed since" in capsys.readouterr().err
+    adopted.unlink()
+    again.prepare()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["train.bin", "test.docs.npy", "tokenizer.json", "merges.txt"])
+def test_a_file_of_someone_else_is_never_overwritten(folder, three, name, fresh):
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(BadValue, match=rf"^data.folder=.*bins: holds {name}, which is not .* Name another folder\.$"):
+        Corpus(str(folder), three, **SMALL).prepare(fresh=fresh)
+    assert contents(folder) == {name: b"mine"}
+
+
+def test_fresh_removes_only_what_the_old_bins_were(folder, three):
+    settings = SMALL | {"test_fraction": 0.2}
+    Corpus(str(folder), three, **settings).prepare()
+    for name in ("weights.bin", "other.docs.npy"):
+        (folder / name).write_text("mine")
+    Corpus(str(folder), three, **SMALL, tokenizer="char").prepare(fresh=True)
+    assert set(contents(folder)) == {
+        *("weights.bin", "other.docs.npy", "train.bin", "train.docs.npy", "val.bin", "val.docs.npy"),
+        *("tokenizer.json", "manifest.json", "prepare.lock"),
+    }
+    assert (folder / "weights.bin").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 1, "files": 3}'])
+def test_fresh_works_where_the_manifest_is_damaged(prepared, three, damage):
+    (prepared / "manifest.json").write_text(damage)
+    with pytest.raises(BrokenState, match="--fresh true"):
+        Corpus(str(prepared), three, **SMALL).prepare()
+    manifest = Corpus(str(prepared), three, **SMALL).prepare(fresh=True)
+    assert read_manifest(prepared) == manifest
+
+
+def test_bins_of_a_process_killed_while_it_moved_them_are_made_again(prepared, three):
+    (prepared / ".partial").mkdir()
+    (prepared / "manifest.json").rename(prepared / ".partial" / "manifest.json")
+    Corpus(str(prepared), three, **SMALL).prepare()
+    assert not (prepared / ".partial").exists()
+    assert read_manifest(prepared)
+
+
+def test_a_folder_where_a_bin_belongs_is_one_line(prepared, three):
+    (prepared / "val.bin").unlink()
+    (prepared / "val.bin").mkdir()
+    with pytest.raises(BadValue, match=r"holds val\.bin"):
+        Corpus(str(prepared), three, **SMALL).prepare(fresh=True)
+    assert (prepared / "train.bin").exists()
+
+
+def test_a_file_where_the_new_bins_are_written_is_one_line(folder, three):
+    folder.mkdir()
+    (folder / ".partial").write_text("mine")
+    with pytest.raises(BrokenState, match=r"\.partial: cannot be written"):
+        Corpus(str(folder), three, **SMALL).prepare()
+
+
+def test_an_adopted_tokenizer_may_not_lie_where_it_would_be_replaced(prepared, three):
+    for name in (prepared, prepared / "tokenizer.json", prepared / ".." / "bins" / "vocab.json"):
+        with pytest.raises(BadValue, match=r"^data.tokenizer=.*: lies in data.folder=.* Copy it"):
+            Corpus(str(prepared), three, **SMALL, tokenizer=str(name))
+
+
 def test_a_damaged_folder_is_not_taken_for_finished(prepared, three):
     (prepared / "val.bin").write_bytes(b"")
     with pytest.raises(BrokenState, match=r"val.bin: 0 bytes.*--fresh true"):
@@ -322,6 +413,11 @@ def test_two_processes_do_not_write_one_folder(folder, three):
 def test_values_that_cannot_work_are_refused_before_anything_is_opened(values, said):
     with pytest.raises(BadValue, match=said):
         Corpus("bins", **{"sources": {"text": "input.txt"}, **values})
+
+
+def test_a_folder_without_a_name_is_refused():
+    with pytest.raises(BadValue, match=r"^data\.folder=: names no folder\. Give"):
+        Corpus("", {"a": "a.txt"})
 
 
 def test_all_bad_values_are_reported_at_once():

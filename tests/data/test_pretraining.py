@@ -373,6 +373,14 @@ def test_prompts_come_from_lines_or_from_a_column(tmp_path):
     assert prompts_of(tmp_path, prompts_file=str(tmp_path / "p.jsonl"))[1] == {"prompts": ["two\nlines"]}
 
 
+def test_only_a_line_end_ends_a_prompt(tmp_path):
+    one = "Once\u2028upon\x85a\x0btime"
+    (tmp_path / "p.txt").write_text(f"{one}\r\nTwo\n", encoding="utf-8", newline="")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": one}, ensure_ascii=False), encoding="utf-8")
+    assert prompts_of(tmp_path, prompts_file=str(tmp_path / "p.txt")) == [{"prompts": [one]}, {"prompts": ["Two"]}]
+    assert prompts_of(tmp_path, prompts_file=str(tmp_path / "p.jsonl")) == [{"prompts": [one]}]
+
+
 def test_prompts_go_round_the_processes(tmp_path, monkeypatch):
     prompts, seen = [str(i) for i in range(5)], []
     for rank in range(2):
@@ -389,6 +397,8 @@ def test_prompts_go_round_the_processes(tmp_path, monkeypatch):
         (b"\xff", "p.txt", BadValue, r"not UTF-8"),
         (b"Once", "p.jsonl", BadValue, r"line 1 is not JSON"),
         (b'{"text": "Once"}', "p.jsonl", BadValue, r'line 1 has no text under "prompt"'),
+        (b"[" * 100_000, "p.jsonl", BadValue, r"line 1 is not JSON"),
+        (b'\n{"prompt": "Once"}\n\n{}', "p.jsonl", BadValue, r'line 4 has no text under "prompt"'),
         (b"[]", "p.jsonl", BadValue, r'line 1 has no text under "prompt"'),
     ],
 )

@@ -49,6 +49,11 @@ def zstd(data: bytes) -> bytes:
 # What a line of YAML may say
 
 
+def test_a_source_without_a_name_is_refused() -> None:
+    with pytest.raises(BadValue, match=r"^data\.sources\.: a source without a name\. Give it one"):
+        parse_sources({"": "a.txt"})
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -60,6 +65,7 @@ def zstd(data: bytes) -> bytes:
         ({"weight": 2}, r"names no text\. Give an address"),
         ({"uri": "a.txt", "wieght": 2}, r"unknown key 'wieght'\. The keys are: uri, weight"),
         ({"uri": "a.txt", "weight": 0}, r"weight=0 is no positive number"),
+        ({"uri": "a.txt", "weight": 1e308}, r"weight=1e\+308 is too large.*at most 1,000,000"),
         ({"uri": "a.txt", "weight": float("nan")}, r"weight=nan is no positive number"),
         ({"uri": "a.txt", "weight": True}, r"weight=True is no positive number"),
         ({"uri": "a.txt", "text_column": "body"}, r"text_column='body' is for rows with columns"),
@@ -168,6 +174,7 @@ def test_a_text_file_of_wikitext_gives_articles(tmp_path: Path) -> None:
     [
         ("a.txt", b"one\ntw\xffo\n", BadValue, r"a\.txt is not UTF-8: line 2 has 0xff as its byte 3\. Convert"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', BadValue, r"a\.jsonl is not UTF-8: line 2 has 0xe9"),
+        ("a.jsonl", b"[" * 100_000, BadValue, r"a\.jsonl, line 1 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', BadValue, r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'["text"]\n', BadValue, r"line 1 is no JSON object but list"),
         (

@@ -9,7 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -17,12 +17,15 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchlm.errors import BadValue, BrokenState, MissingFile
-from scratchlm.files.whole import sha256, sync_folder, whole_file, write_json
+from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
+from scratchlm.files.whole import sha256, sync_folder, told_if_unwritable, whole_file, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+SPLIT_FILES = tuple(f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("bin", "docs.npy"))
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
+_PARTS = {"files": dict, "settings": dict, "card": dict, "vocab_size": int, "tokenizer_sha256": str}
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
 
 TOKEN = np.dtype("<u2")
@@ -151,7 +154,11 @@ class Bin:
 
 
 def write_manifest(
-    folder: str | Path, vocab_size: int, settings: dict[str, Any], card: dict[str, Any]
+    folder: str | Path,
+    vocab_size: int,
+    settings: dict[str, Any],
+    card: dict[str, Any],
+    inputs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Closes a bins folder: hashes the files in it and writes the manifest.
 
@@ -160,6 +167,7 @@ def write_manifest(
         vocab_size: Ids of the tokenizer.
         settings: What shaped the bins; a later `prepare` compares its own with them.
         card: The corpus card.
+        inputs: What the files that the bins were made from looked like; a later `prepare` warns where they differ.
 
     Returns:
         The manifest.
@@ -177,6 +185,7 @@ def write_manifest(
         "tokenizer_sha256": sha256(folder / "tokenizer.json"),
         "files": files,
         "settings": settings,
+        "inputs": inputs or {},
         "card": card,
     }
     write_json(folder / MANIFEST, manifest)
@@ -203,7 +212,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise MissingFile(
             f"data.folder={folder}: no {MANIFEST} there, so no bins. Make them with scratchlm prepare."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BrokenState(
             f"{path}: not a manifest ({error}). Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
         ) from error
@@ -211,6 +220,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise BrokenState(
             f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
             "Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
+        )
+    if lacking := [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]:
+        raise BrokenState(
+            f"{path}: not a manifest (no {', '.join(lacking)}). Make the bins anew with scratchlm prepare --fresh true "
+            "-c YOUR.yaml."
         )
     return manifest
 
@@ -233,7 +247,7 @@ def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
         if (n_bytes := path.stat().st_size) != written["bytes"]:
             raise BrokenState(f"{path}: {n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}. {cure}")
     tokenizer = Path(folder) / "tokenizer.json"
-    if not tokenizer.exists():
+    if not tokenizer.is_file():
         raise BrokenState(f"{tokenizer}: missing. {cure}")
     found, written = sha256(tokenizer), manifest["tokenizer_sha256"]
     if found != written:
@@ -242,20 +256,60 @@ def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
         )
 
 
+def check_free(folder: str | Path) -> None:
+    """Makes sure that publishing into `folder` takes no file away that something else has put there.
+
+    Args:
+        folder: Where bins are to be; it need not exist.
+
+    Raises:
+        BadValue: It holds a file under a name of ours and no manifest, or a folder under such a name.
+    """
+    folder = Path(folder)
+    # A manifest that waits in the staging folder means that a process was killed while it published: the files are its.
+    is_ours = is_prepared(folder) or is_prepared(folder / STAGING)
+    for name in (*SPLIT_FILES, *TOKENIZER_FILES):
+        path = folder / name
+        if path.is_dir() or (path.exists() and not is_ours):
+            raise BadValue(
+                f"data.folder={folder}: holds {name}, which is not of scratchlm's making. Name another folder."
+            )
+
+
 def publish(staging: str | Path, folder: str | Path) -> None:
     """Moves finished bins into place; until the manifest has followed the rest, `folder` counts as not prepared.
 
     Args:
         staging: The new files, manifest included, on the same filesystem; gone afterwards.
-        folder: Where they belong; bins and tokenizer that it held are replaced, other files stay.
+        folder: Where they belong, after `check_free`. What its manifest names is replaced, other files stay.
+
+    Raises:
+        BrokenState: The folder cannot be written.
     """
     staging, folder = Path(staging), Path(folder)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    sync_folder(folder)
-    for pattern in ("*.bin", "*.docs.npy", *TOKENIZER_FILES):
-        for old in folder.glob(pattern):
-            old.unlink()
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
-        os.replace(path, folder / path.name)
-    staging.rmdir()
-    sync_folder(folder)
+    old, new = _replaced_by_new_bins(folder), [path.name for path in staging.iterdir()]
+    with told_if_unwritable(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        sync_folder(folder)
+        try:
+            for name in old:
+                (folder / name).unlink(missing_ok=True)
+            for name in sorted(new, key=lambda name: name == MANIFEST):
+                os.replace(staging / name, folder / name)
+        except BaseException:  # without a manifest, what is left would be taken for someone else's
+            for name in {*old, *new}:
+                with suppress(OSError):
+                    (folder / name).unlink()
+            raise
+        staging.rmdir()
+        sync_folder(folder)
+
+
+def _replaced_by_new_bins(folder: Path) -> list[str]:
+    if not is_prepared(folder):
+        return []
+    try:
+        named = read_manifest(folder)["files"]
+    except UserError:  # damaged: what the new bins do not overwrite stays
+        named = {}
+    return [*(name for name in SPLIT_FILES if name in named), *TOKENIZER_FILES]

@@ -4,25 +4,35 @@ import inspect
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from scratchlm.data.assembly import Assembly, Progress, Splits, bar
-from scratchlm.data.bins import BinWriter, check_files, is_prepared, publish, read_manifest, write_manifest
+from scratchlm.data.bins import (
+    STAGING,
+    TOKENIZER_FILES,
+    BinWriter,
+    check_files,
+    check_free,
+    is_prepared,
+    publish,
+    read_manifest,
+    write_manifest,
+)
 from scratchlm.data.card import card_of, warnings_for
+from scratchlm.data.inputs import changes, inputs_of
 from scratchlm.data.supply import Reading
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
-from scratchlm.files.whole import require_space
+from scratchlm.files.whole import require_space, told_if_unwritable
 from scratchlm.text.documents import Source, describe_all, parse_sources
 from scratchlm.text.local import find_files
 from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, Tokenizer, load, train
 
 _LOCK = "prepare.lock"
-_STAGING = ".partial"  # inside data.folder, so that renaming into place never crosses a filesystem
 _NOT_OF_THE_BINS = ("folder", "context_length")  # where they are, and what fit checks again
 
 
@@ -109,6 +119,15 @@ class Corpus:
                 "data.sources: no source of text is named. Name a file, --data.sources '{text: input.txt}', "
                 "or a built-in source, --data.sources '{tales: builtin:tiny-tales}'."
             )
+        if not self.folder:
+            yield "data.folder=: names no folder. Give the folder that bins are to be in, such as --data.folder bins."
+        elif self.tokenizer not in KINDS:
+            folder, adopted = os.path.realpath(self.folder), os.path.realpath(self.tokenizer)
+            if adopted in (folder, *(os.path.join(folder, name) for name in TOKENIZER_FILES)):
+                yield (
+                    f"data.tokenizer={self.tokenizer}: lies in data.folder={self.folder}, where the bins' own "
+                    "tokenizer is written. Copy it to another folder and name it there."
+                )
         trained = self.tokenizer in ("bpe", "unigram")
         if trained and not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
             yield (
@@ -156,7 +175,8 @@ class Corpus:
             The manifest.
 
         Raises:
-            BadValue: Finished bins were made with other settings, or a source is too short.
+            BadValue: Finished bins were made with other settings, a source is too short, or the folder holds files of
+                the bins' names that are not bins.
             UserError: A source cannot be read, another process is writing the folder, or the disk is full. The folder
                 is then as it was before.
         """
@@ -165,7 +185,9 @@ class Corpus:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
             self._compare(manifest["settings"])
+            _warn(changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {})))
             return manifest
+        check_free(folder)
         facts = describe_all(self.parsed_sources)
         # The commit that a branch of a hub repository stands at now: every pass must read the same text.
         pinned = [
@@ -175,8 +197,7 @@ class Corpus:
         with _owned(folder) as staging:
             manifest = _write(self, pinned, facts, staging)
             publish(staging, folder)
-        for warning in manifest["card"]["warnings"]:
-            print(f"scratchlm: warning: {warning}", file=sys.stderr)
+        _warn(manifest["card"]["warnings"])
         return manifest
 
     def _compare(self, made_with: dict[str, Any]) -> None:
@@ -190,6 +211,11 @@ class Corpus:
                 )
 
 
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"scratchlm: warning: {warning}", file=sys.stderr)
+
+
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
@@ -201,10 +227,11 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _owned(folder: Path) -> Iterator[Path]:
     """Holds the folder and yields an empty place in it to write to; after an error all is as it was before."""
     was_there, was_locked_before = folder.exists(), (folder / _LOCK).exists()
-    staging = folder / _STAGING
+    staging = folder / STAGING
     with folder_lock(folder, _LOCK):
         shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-        staging.mkdir()
+        with told_if_unwritable(staging):
+            staging.mkdir()
         try:
             yield staging
         except BaseException:
@@ -219,6 +246,7 @@ def _owned(folder: Path) -> Iterator[Path]:
 
 def _write(corpus: Corpus, sources: list[Source], facts: list[dict[str, Any]], staging: Path) -> dict[str, Any]:
     """Writes a whole bins folder to `staging`."""
+    inputs = inputs_of(sources, corpus.tokenizer)
     reading = Reading(corpus.seed, corpus.shuffle_documents, corpus.min_document_characters, corpus.normalize)
     spelling, text_bytes = _tokenizer(corpus, sources, reading)
     spelling.save(staging)
@@ -233,7 +261,7 @@ def _write(corpus: Corpus, sources: list[Source], facts: list[dict[str, Any]], s
         assembly.run(corpus.total_tokens)
     card = card_of(staging, sources, facts, assembly.tallies, spelling, corpus.total_tokens, corpus.val_fraction)
     card["warnings"] = warnings_for({"card": card}, corpus.context_length)
-    return write_manifest(staging, spelling.vocab_size, corpus.settings, card)
+    return write_manifest(staging, spelling.vocab_size, corpus.settings, card, inputs)
 
 
 def _tokenizer(corpus: Corpus, sources: list[Source], reading: Reading) -> tuple[Tokenizer, int | None]:

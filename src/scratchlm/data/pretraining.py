@@ -402,24 +402,26 @@ class _Listed(Dataset[Batch]):
 
 def _prompts_in(name: str) -> list[str]:
     try:
-        lines = [line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = Path(name).read_text(encoding="utf-8")
     except OSError as error:
         raise MissingFile(
             f"data.prompts_file={name}: {error.strerror}. Name a .txt or .jsonl file of prompts."
         ) from error
     except UnicodeDecodeError as error:
         raise BadValue(f"data.prompts_file={name}: not UTF-8 text (byte {error.start:,}). Save it as UTF-8.") from error
+    # Not splitlines: it would also break a prompt at U+2028 and the like.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise BadValue(f"data.prompts_file={name}: it is empty. Put a prompt on each line, or give data.prompts.")
-    return (
-        [_prompt_of(name, number, line) for number, line in enumerate(lines, 1)] if name.endswith(".jsonl") else lines
-    )
+    if name.endswith(".jsonl"):
+        return [_prompt_of(name, number, line) for number, line in lines]
+    return [line for _, line in lines]
 
 
 def _prompt_of(name: str, number: int, line: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadValue(
             f"data.prompts_file={name}: line {number} is not JSON ({error}). Write one object a line."
         ) from error

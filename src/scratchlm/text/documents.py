@@ -13,6 +13,7 @@ from scratchlm.errors import BadValue, UserError
 from scratchlm.text import builtin, hub, local, wikitext
 
 MAX_SOURCES = 255  # a source's number is one byte in the bins
+_MAX_WEIGHT = 1e6  # beyond it a sum of weights or a share of bytes may overflow (chosen, not tuned)
 _WAYS = ("auto", "row", "wikitext", "file", "line", "separator")
 _TEXT_FILE_WAYS = ("file", "line", "separator")
 
@@ -86,6 +87,8 @@ def parse_sources(sources: dict[str, str | dict[str, Any]]) -> list[Source]:
     for name, value in sources.items():
         settings = {"uri": value} if isinstance(value, str) else value
         found = list(_faults(settings))
+        if not str(name):
+            found.append("a source without a name. Give it one, such as web.")
         faults.extend(f"data.sources.{name}: {fault}" for fault in found)
         if not found:
             parsed.append(Source(name=str(name), **settings | {"weight": float(settings.get("weight", 1.0))}))
@@ -107,6 +110,8 @@ def _faults(settings: Any) -> Iterator[str]:
     weight = settings.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         yield f"weight={weight!r} is no positive number. Give one, or leave the source out."
+    elif weight > _MAX_WEIGHT:
+        yield f"weight={weight!r} is too large; only its ratio to the others' counts. Give at most {_MAX_WEIGHT:,.0f}."
     yield from _address_faults(settings["uri"])
     yield from _way_faults(settings)
 

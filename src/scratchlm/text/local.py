@@ -168,7 +168,7 @@ def _json_rows(key: str, path: str, label: str, column: str) -> Iterator[tuple[s
                 continue
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadValue(
                     f"{key}: {path}, line {number:,} is not JSON ({error}). Each line is to be one object."
                 ) from None

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ MIN_VOCAB_SIZE = 2**8 + len(SPECIAL_TOKENS)  # of a tokenizer that works on byte
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
+# Training takes time that grows with the square of a word's length, so it sees a long run without a blank, such as
+# base64 or DNA, and a long run of blanks in pieces of about this many characters (chosen, not tuned).
+_LONGEST_WORD = 1_000
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: a str can hold it, UTF-8 cannot
 
 
@@ -179,6 +182,8 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, min_frequency: int =
     Args:
         kind: `bpe`, `unigram` or `char`.
         texts: What to learn from, read once. For `char`, the whole text: it spells only characters that are here.
+            `bpe` and `unigram` learn from a run of more than about 1,000 characters without a blank in pieces of that
+            length; text with shorter words is not cut.
         vocab_size: Tokens to aim at, the four special ones included. Too little text gives fewer. `char` does not look
             at it: it takes as many as there are characters.
         min_frequency: `bpe` merges no pair of pieces seen fewer times than this.
@@ -208,6 +213,7 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, min_frequency: int =
     read = itertools.chain([first], whole)
     if kind == "char":
         return Tokenizer(_character_level(read))
+    read = itertools.chain.from_iterable(map(_cut, read))
     inner = _byte_level(models.BPE() if kind == "bpe" else models.Unigram())
     if kind == "bpe":
         inner.train_from_iterator(
@@ -323,6 +329,21 @@ def _character_level(texts: Iterable[str]) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE(vocab={piece: id for id, piece in enumerate(pieces)}, merges=[]))
     inner.decoder = decoders.Fuse()
     return inner
+
+
+def _cut(text: str) -> Iterator[str]:
+    """The text in pieces in which no run of blanks or without one has twice `_LONGEST_WORD` characters."""
+    start = 0
+    # A run of that length fills one of these blocks whole; looking at the first word of each costs next to nothing.
+    for at in range(0, len(text) - _LONGEST_WORD + 1, _LONGEST_WORD):
+        words = text[at : at + _LONGEST_WORD].split(None, 1)
+        if not words or len(words[0]) == _LONGEST_WORD:
+            if start < at:
+                yield text[start:at]
+            start = at + _LONGEST_WORD
+            yield text[at:start]
+    if start < len(text):
+        yield text[start:]
 
 
 def _train_unigram(inner: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int) -> None:
