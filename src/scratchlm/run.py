@@ -176,21 +176,13 @@ class RunCLI(LightningCLI):
         if self.subcommand != "fit":
             return
         data, trainer = self.datamodule, self.trainer
-        at_once = data.micro_batch_size * trainer.world_size
-        if data.global_batch_size % at_once:
-            near = max(1, round(data.global_batch_size / at_once)) * at_once
-            raise BadValue(
-                f"data.global_batch_size={data.global_batch_size}: not a multiple of "
-                f"data.micro_batch_size={data.micro_batch_size} times {trainer.world_size} processes. "
-                f"The nearest that works is {near}."
-            )
         self.model.configuration = self.configuration
         if self.model.warmup_steps >= trainer.max_steps:
             _say(
                 f"warning: model.warmup_steps={self.model.warmup_steps}: the run ends at step {trainer.max_steps:,}, "
                 "before the rate has reached model.learning_rate. Give fewer."
             )
-        trainer.accumulate_grad_batches = data.global_batch_size // at_once
+        trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
         if not self._get(self.config_init, "trainer")["fast_dev_run"]:
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 

@@ -1,7 +1,6 @@
 """Batches for the Trainer: which sequences a step sees is a function of the seed and their numbers alone."""
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from scratchlm.data.bins import Bin, check_files, read_manifest
 from scratchlm.data.preparation import Corpus
+from scratchlm.data.prompts import read_prompts
 from scratchlm.data.windows import n_windows, window_starts
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.model import checkpoint as checkpoint_file
@@ -84,7 +84,7 @@ class PretrainingData(LightningDataModule):
                 raise BadValue(f"data.{key}={value}: too small. Give a whole number, {n} or more.")
         if windows not in ("shuffled", "random"):
             raise BadValue(f"data.windows={windows}: no such order. Give shuffled or random.")
-        self._check_batch_sizes(1)
+        self.accumulation(1)
 
     @property
     def vocab_size(self) -> int:
@@ -126,6 +126,25 @@ class PretrainingData(LightningDataModule):
         """Windows that one epoch visits."""
         return n_windows(self._n_tokens("train"), self.context_length, self.stride_tokens)
 
+    def accumulation(self, n_processes: int) -> int:
+        """Micro-batches in a row that make an optimizer step.
+
+        Args:
+            n_processes: Processes that work side by side.
+
+        Raises:
+            BadValue: The batch sizes do not divide; the line names the nearest that does.
+        """
+        at_once = self.micro_batch_size * n_processes
+        if self.global_batch_size % at_once:
+            near = max(1, round(self.global_batch_size / at_once)) * at_once
+            raise BadValue(
+                f"data.global_batch_size={self.global_batch_size}: not a multiple of "
+                f"data.micro_batch_size={self.micro_batch_size} times {n_processes} processes. "
+                f"The nearest that works is {near}."
+            )
+        return self.global_batch_size // at_once
+
     @property
     def sequences(self) -> int:
         """Sequences that the optimizer steps so far have consumed, over all processes."""
@@ -162,7 +181,12 @@ class PretrainingData(LightningDataModule):
             BadValue: The order is not the one that the checkpoint was trained in, or batch sizes do not divide.
         """
         world, rank = self._place
-        self._check_batch_sizes(world)
+        accumulated = self.accumulation(world)
+        if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
+            raise BadValue(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {accumulated} micro-batches "
+                f"make a step of data.global_batch_size={self.global_batch_size}. Give the Trainer that number."
+            )
         self._check_order()
         batches = _TrainBatches(
             Bin(self.folder, "train"),
@@ -256,22 +280,6 @@ class PretrainingData(LightningDataModule):
     def _n_tokens(self, split: str) -> int:
         return int(self._manifest["files"][f"{split}.bin"]["tokens"])
 
-    def _check_batch_sizes(self, n_processes: int) -> None:
-        at_once = self.micro_batch_size * n_processes
-        if self.global_batch_size % at_once:
-            near = max(1, round(self.global_batch_size / at_once)) * at_once
-            raise BadValue(
-                f"data.global_batch_size={self.global_batch_size}: not a multiple of "
-                f"data.micro_batch_size={self.micro_batch_size} times {n_processes} processes. "
-                f"The nearest that works is {near}."
-            )
-        accumulated = self.global_batch_size // at_once
-        if self.trainer and self.trainer.accumulate_grad_batches != accumulated:
-            raise BadValue(
-                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {accumulated} micro-batches "
-                f"make a step of data.global_batch_size={self.global_batch_size}. Give the Trainer that number."
-            )
-
     def _check_split(self, split: str) -> None:
         if split == "test" and "test.bin" not in self._manifest["files"]:
             raise MissingFile(
@@ -294,7 +302,7 @@ class PretrainingData(LightningDataModule):
     def _read_prompts(self) -> list[str]:
         if self.prompts and self.prompts_file:
             raise BadValue("data.prompts, data.prompts_file: both are given. Keep one.")
-        found = self.prompts or (_prompts_in(self.prompts_file) if self.prompts_file else [])
+        found = self.prompts or (read_prompts(self.prompts_file) if self.prompts_file else [])
         if not found:
             raise MissingFile(
                 "data.prompts: there is nothing to complete. Give --data.prompts '[\"Once upon a time\"]', or "
@@ -398,35 +406,3 @@ class _Listed(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         return self.batches[number]
-
-
-def _prompts_in(name: str) -> list[str]:
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise MissingFile(
-            f"data.prompts_file={name}: {error.strerror}. Name a .txt or .jsonl file of prompts."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BadValue(f"data.prompts_file={name}: not UTF-8 text (byte {error.start:,}). Save it as UTF-8.") from error
-    # Not splitlines: it would also break a prompt at U+2028 and the like.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise BadValue(f"data.prompts_file={name}: it is empty. Put a prompt on each line, or give data.prompts.")
-    if name.endswith(".jsonl"):
-        return [_prompt_of(name, number, line) for number, line in lines]
-    return [line for _, line in lines]
-
-
-def _prompt_of(name: str, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadValue(
-            f"data.prompts_file={name}: line {number} is not JSON ({error}). Write one object a line."
-        ) from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise BadValue(
-            f'data.prompts_file={name}: line {number} has no text under "prompt". Write {{"prompt": "..."}}.'
-        )
-    return str(row["prompt"])
