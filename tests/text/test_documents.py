@@ -270,9 +270,12 @@ def test_the_order_is_the_same_on_every_machine(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_stream_closes_its_file(four_files: Source) -> None:
+    n_open = len(os.listdir("/dev/fd"))
     stream = iter(Stream(four_files, seed=1, shuffle_documents=0))
     next(stream)
-    del stream  # an open file would be a ResourceWarning, and warnings are errors
+    assert len(os.listdir("/dev/fd")) == n_open + 1
+    del stream
+    assert len(os.listdir("/dev/fd")) == n_open
 
 
 # The hub
