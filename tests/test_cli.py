@@ -388,3 +388,43 @@ def test_one_batch_of_validation_is_one_batch(
         command("validate", "--ckpt_path=run/checkpoints/best.ckpt", *limit)
         scores.append([line for line in capsys.readouterr().out.splitlines() if " val/loss " in line])
     assert scores[0] == scores[2] != scores[1]
+
+
+@pytest.mark.parametrize("separator", ["\n---\n", "###", "null", "[1]"])
+def test_a_separator_is_taken_to_the_letter(separator: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(separator.join(f"note {n} " * 40 for n in range(200)))
+    source = {"uri": "notes.txt", "separator": separator}
+    (tmp_path / "run.yaml").write_text(json.dumps({"data": {"folder": "bins", "sources": {"notes": source}}}))
+    command("prepare", "-c=run.yaml", "--data.vocab_size=300", "--data.context_length=16")
+    card = json.loads((tmp_path / "bins" / "manifest.json").read_text())["card"]
+    assert sum(card["sources"][0]["documents"].values()) == 200
+
+
+def test_predict_loses_no_prompt_where_several_devices_are_asked_for(run_folder: Path, command: Command) -> None:
+    several = ["--trainer.devices=2", "--trainer.strategy=ddp", '--data.prompts=["one", "two", "red"]']
+    command("predict", "--ckpt_path=run/checkpoints/best.ckpt", *several, "--output=rows.jsonl")
+    rows = [json.loads(line) for line in (run_folder / "rows.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["one", "two", "red"]
+
+
+def test_damaged_choices_are_one_line(run_folder: Path, refusal: Callable[..., str]) -> None:
+    (run_folder / "run" / "choices.json").write_text("{")
+    assert "choices.json: damaged. Remove it" in refusal("fit", *TINY, "--trainer.max_steps=6", "--ckpt_path=last")
+
+
+def test_a_temperature_beyond_arithmetic_is_refused(run_folder: Path, refusal: Callable[..., str]) -> None:
+    assert "temperature=1e+40" in refusal("generate", "--checkpoint=run/checkpoints/best.ckpt", "--temperature=1e40")
+
+
+def test_a_rehearsal_leaves_no_checkpoint(tmp_path: Path, command: Command) -> None:
+    write_text(tmp_path / "input.txt")
+    command("fit", *TINY, "--trainer.fast_dev_run=true")
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(tmp_path / "input.txt")
+    command("fit", *TINY, "--trainer.max_steps=1", "--model.warmup_steps=9")
+    assert "warning: model.warmup_steps=9" in capsys.readouterr().err

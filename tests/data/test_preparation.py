@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchlm.cli import main
 from scratchlm.data.bins import Bin, read_manifest
 from scratchlm.data.card import card_table, warnings_for
 from scratchlm.data.preparation import Corpus
@@ -621,20 +620,6 @@ def test_a_few_long_documents_that_validation_swallows_are_warned_of(folder, tmp
         (tmp_path / f"{name}.txt").write_text(" ".join(f"{name} {n}" for n in range(20_000)))
     Corpus(str(folder), {"notes": str(tmp_path / "*.txt")}, **SMALL).prepare()
     assert "of source 'notes'" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("separator", ["\n---\n", "###", "null", "[1]"])
-def test_a_separator_is_taken_to_the_letter(separator, tmp_path, monkeypatch):
-    (tmp_path / "notes.txt").write_text(separator.join(f"note {n} " * 40 for n in range(200)))
-    (tmp_path / "run.yaml").write_text(
-        json.dumps({"data": {"folder": "bins", "sources": {"notes": {"uri": "notes.txt", "separator": separator}}}})
-    )
-    monkeypatch.chdir(tmp_path)
-    sizes = ["--data.vocab_size=300", "--data.context_length=16", "--data.min_document_characters=1"]
-    monkeypatch.setattr(sys, "argv", ["scratchlm", "prepare", "-c", "run.yaml", *sizes])
-    main()
-    card = json.loads((tmp_path / "bins" / "manifest.json").read_text())["card"]
-    assert sum(card["sources"][0]["documents"].values()) == 200
 
 
 def test_progress_says_tokens_and_megabytes_a_second(folder, three, capfd):
