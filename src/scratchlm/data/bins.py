@@ -5,11 +5,13 @@ the end of text) and `<split>.docs.npy` (one record a document), then `tokenizer
 is written last and removed first: a folder without it is not prepared.
 """
 
+import hashlib
+import io
 import json
 import os
 import struct
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -17,59 +19,70 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
-from scratchlm.files.whole import sha256, sync_folder, told_if_unwritable, whole_file, write_json
+from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.files.whole import sha256, told_if_unwritable, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLIT_FILES = tuple(f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("bin", "docs.npy"))
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
-STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
 _PARTS = {"files": dict, "settings": dict, "card": dict, "vocab_size": int, "tokenizer_sha256": str}
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
 
 TOKEN = np.dtype("<u2")
 DOCUMENT = np.dtype([("start", "<u8"), ("source", "u1"), ("hash", "<u8")])
-_RECORD = struct.Struct(
-    "<QBQ"
-)  # the same bytes as DOCUMENT: packing one record takes a tenth of a numpy assignment's time
+# The same bytes as DOCUMENT: packing one record takes a tenth of a numpy assignment's time.
+_RECORD = struct.Struct("<QBQ")
+_BUFFER_TOKENS = 1 << 19  # written at once (chosen, not tuned)
 
 
 class BinWriter:
-    """Writes one split: both files appear whole when the `with` block ends without an error, and neither after one.
+    """Writes one split, in place and in order; what `commit` has confirmed, a later writer can go on from.
 
-    Memory grows by 17 bytes a document; ids go straight to the disk.
+    Memory does not grow with the documents: ids and records go straight to the disk.
     """
 
-    def __init__(self, folder: str | Path, split: str, end_of_text_id: int) -> None:
-        """Remembers where the split goes; files are made on entering the block.
+    def __init__(
+        self, folder: str | Path, split: str, end_of_text_id: int, committed: dict[str, Any] | None = None
+    ) -> None:
+        """Remembers where the split goes; files are opened on entering the block.
 
         Args:
             folder: The bins folder; made if missing.
             split: `train`, `val` or `test`.
             end_of_text_id: Id that follows every document.
+            committed: What `commit` gave, to go on from there; None begins anew.
         """
-        self.folder, self.split = Path(folder), split
-        self.n_tokens = 0
-        self._end_of_text = np.array([end_of_text_id], TOKEN).tobytes()
+        self.split = split
+        self.n_tokens, self.n_documents = 0, 0
+        self._end_of_text = np.array([end_of_text_id], TOKEN)
+        self._committed = committed
+        self._bin = _Appended(Path(folder) / f"{split}.bin", 0)
+        self._index = _Appended(Path(folder) / f"{split}.docs.npy", len(_index_header(0)))
+        self._ids: list[NDArray[np.uint16]] = []
         self._records = bytearray()
+        self._n_waiting = 0
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._bin: IO[bytes] = stack.enter_context(whole_file(self.folder / f"{self.split}.bin"))
-            self._index: IO[bytes] = stack.enter_context(whole_file(self.folder / f"{self.split}.docs.npy"))
-            self._files = stack.pop_all()
+        committed = self._committed or {"tokens": 0, "documents": 0, "sha256": ["", ""]}
+        self.n_tokens, self.n_documents = committed["tokens"], committed["documents"]
+        sizes = (self.n_tokens * TOKEN.itemsize, self.n_documents * DOCUMENT.itemsize)
+        for file, size, hashed in zip((self._bin, self._index), sizes, committed["sha256"], strict=True):
+            file.open(size, hashed)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            shape = (len(self._records) // DOCUMENT.itemsize,)
-            header = {"descr": np.lib.format.dtype_to_descr(DOCUMENT), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(self._index, header)
-            self._index.write(self._records)  # np.save would hide a full disk: its OSError carries no errno
-        self._files.__exit__(kind, error, trace)
+        try:
+            if error is None:
+                self.flush()
+                self._index.write_header(_index_header(self.n_documents))
+                self._bin.sync()
+                self._index.sync()
+        finally:
+            self._bin.close()
+            self._index.close()
 
     def add(self, ids: Sequence[int] | NDArray[Any], source: int, content_hash: int) -> None:
         """Appends one document and the end of text.
@@ -81,23 +94,138 @@ class BinWriter:
 
         Raises:
             BadValue: An id does not fit uint16.
+            BrokenState: The disk is full.
         """
         array = np.asarray(ids)
-        if len(array) and (array.min() < 0 or array.max() >= MAX_VOCAB_SIZE):
-            worst = int(array.max() if array.max() >= MAX_VOCAB_SIZE else array.min())
-            raise BadValue(
-                f"data.tokenizer: gave the id {worst:,}, and a bin holds 0 to {MAX_VOCAB_SIZE - 1:,} (uint16). "
-                f"Choose a tokenizer with at most {MAX_VOCAB_SIZE:,} ids."
-            )
+        if array.dtype != TOKEN:
+            array = _as_tokens(array)
         self._records += _RECORD.pack(self.n_tokens, source, content_hash)
-        self._bin.write(array.astype(TOKEN).tobytes())
-        self._bin.write(self._end_of_text)
-        self.n_tokens += len(array) + 1
+        self._ids.append(array)
+        self._ids.append(self._end_of_text)
+        n = len(array) + 1
+        self.n_tokens += n
+        self.n_documents += 1
+        self._n_waiting += n
+        if self._n_waiting >= _BUFFER_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands all documents so far to the operating system, so that a kill of this process cannot lose them.
+
+        Raises:
+            BrokenState: The disk is full.
+        """
+        self._bin.append(b"".join(self._ids))
+        self._index.append(bytes(self._records))
+        self._ids.clear()
+        self._records.clear()
+        self._n_waiting = 0
+
+    def commit(self) -> dict[str, Any]:
+        """Flushes, and gives plain values from which a later writer of these files can go on."""
+        self.flush()
+        return {
+            "tokens": self.n_tokens,
+            "documents": self.n_documents,
+            "sha256": [self._bin.sha256, self._index.sha256],
+        }
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bin so far, in hexadecimal: it was hashed as it was written."""
+        return self._bin.sha256
+
+    @property
+    def tokens(self) -> NDArray[np.uint16]:
+        """All ids so far, as a read-only memory map of the file."""
+        self.flush()
+        return np.memmap(self._bin.path, TOKEN, mode="r", shape=(self.n_tokens,))
 
     @property
     def documents(self) -> NDArray[np.void]:
-        """The document index so far, a copy."""
-        return np.frombuffer(bytes(self._records), DOCUMENT)
+        """The document index so far, as a read-only memory map of the file."""
+        self.flush()
+        if not self.n_documents:
+            return np.empty(0, DOCUMENT)
+        header = len(_index_header(0))
+        return np.memmap(self._index.path, DOCUMENT, mode="r", offset=header, shape=(self.n_documents,))
+
+
+class _Appended:
+    """A file behind a header, written from its front to its end and hashed on the way; the header is not hashed."""
+
+    def __init__(self, path: Path, header_bytes: int) -> None:
+        self.path, self._header_bytes = path, header_bytes
+        self._hash = hashlib.sha256()
+        self._file: IO[bytes] | None = None
+
+    def open(self, n_bytes: int, sha256: str) -> None:
+        """Goes on behind the first `n_bytes`, which must have this hash; nought of them begins anew.
+
+        Raises:
+            BrokenState: They are not there or not the same, or the folder cannot be written.
+        """
+        with told_if_unwritable(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("r+b" if n_bytes else "w+b")
+            if not n_bytes:
+                self._file.write(bytes(self._header_bytes))
+                return
+            self._file.seek(self._header_bytes)
+            left = n_bytes
+            while left and (data := self._file.read(min(left, 1 << 20))):
+                self._hash.update(data)
+                left -= len(data)
+            if left or self.sha256 != sha256:
+                raise BrokenState(f"{self.path}: not as it was left. Make the bins anew.")
+            self._file.truncate(self._file.tell())
+
+    def append(self, data: bytes) -> None:
+        assert self._file is not None
+        with told_if_unwritable(self.path):
+            self._file.write(data)
+            self._file.flush()
+        self._hash.update(data)
+
+    def write_header(self, header: bytes) -> None:
+        assert self._file is not None
+        with told_if_unwritable(self.path):
+            self._file.seek(0)
+            self._file.write(header)
+
+    def sync(self) -> None:
+        assert self._file is not None
+        with told_if_unwritable(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # the disk is full: what could not be written was said
+                self._file.close()
+            self._file = None
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _index_header(n_documents: int) -> bytes:
+    """The header of an index file; numpy pads it, so that it is as long for any number of documents."""
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(DOCUMENT), "fortran_order": False, "shape": (n_documents,)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
+
+
+def _as_tokens(ids: NDArray[Any]) -> NDArray[np.uint16]:
+    if len(ids) and (ids.min() < 0 or ids.max() >= MAX_VOCAB_SIZE):
+        worst = int(ids.max() if ids.max() >= MAX_VOCAB_SIZE else ids.min())
+        raise BadValue(
+            f"data.tokenizer: gave the id {worst:,}, and a bin holds 0 to {MAX_VOCAB_SIZE - 1:,} (uint16). "
+            f"Choose a tokenizer with at most {MAX_VOCAB_SIZE:,} ids."
+        )
+    return ids.astype(TOKEN)
 
 
 class Bin:
@@ -159,6 +287,7 @@ def write_manifest(
     settings: dict[str, Any],
     card: dict[str, Any],
     inputs: dict[str, Any] | None = None,
+    hashes: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Closes a bins folder: hashes the files in it and writes the manifest.
 
@@ -168,6 +297,7 @@ def write_manifest(
         settings: What shaped the bins; a later `prepare` compares its own with them.
         card: The corpus card.
         inputs: What the files that the bins were made from looked like; a later `prepare` warns where they differ.
+        hashes: Name of a file to its SHA-256, where that is known and need not be computed.
 
     Returns:
         The manifest.
@@ -176,7 +306,7 @@ def write_manifest(
     files: dict[str, dict[str, Any]] = {}
     for path in sorted([*folder.glob("*.bin"), *folder.glob("*.docs.npy")]):
         n_bytes = path.stat().st_size
-        files[path.name] = {"bytes": n_bytes, "sha256": sha256(path)}
+        files[path.name] = {"bytes": n_bytes, "sha256": (hashes or {}).get(path.name) or sha256(path)}
         if path.suffix == ".bin":
             files[path.name]["tokens"] = n_bytes // TOKEN.itemsize
     manifest = {
@@ -254,62 +384,3 @@ def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
         raise BrokenState(
             f"{tokenizer}: not the tokenizer of these bins (SHA-256 {found[:12]}, not {written[:12]}). {cure}"
         )
-
-
-def check_free(folder: str | Path) -> None:
-    """Makes sure that publishing into `folder` takes no file away that something else has put there.
-
-    Args:
-        folder: Where bins are to be; it need not exist.
-
-    Raises:
-        BadValue: It holds a file under a name of ours and no manifest, or a folder under such a name.
-    """
-    folder = Path(folder)
-    # A manifest that waits in the staging folder means that a process was killed while it published: the files are its.
-    is_ours = is_prepared(folder) or is_prepared(folder / STAGING)
-    for name in (*SPLIT_FILES, *TOKENIZER_FILES):
-        path = folder / name
-        if path.is_dir() or (path.exists() and not is_ours):
-            raise BadValue(
-                f"data.folder={folder}: holds {name}, which is not of scratchlm's making. Name another folder."
-            )
-
-
-def publish(staging: str | Path, folder: str | Path) -> None:
-    """Moves finished bins into place; until the manifest has followed the rest, `folder` counts as not prepared.
-
-    Args:
-        staging: The new files, manifest included, on the same filesystem; gone afterwards.
-        folder: Where they belong, after `check_free`. What its manifest names is replaced, other files stay.
-
-    Raises:
-        BrokenState: The folder cannot be written.
-    """
-    staging, folder = Path(staging), Path(folder)
-    old, new = _replaced_by_new_bins(folder), [path.name for path in staging.iterdir()]
-    with told_if_unwritable(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        sync_folder(folder)
-        try:
-            for name in old:
-                (folder / name).unlink(missing_ok=True)
-            for name in sorted(new, key=lambda name: name == MANIFEST):
-                os.replace(staging / name, folder / name)
-        except BaseException:  # without a manifest, what is left would be taken for someone else's
-            for name in {*old, *new}:
-                with suppress(OSError):
-                    (folder / name).unlink()
-            raise
-        staging.rmdir()
-        sync_folder(folder)
-
-
-def _replaced_by_new_bins(folder: Path) -> list[str]:
-    if not is_prepared(folder):
-        return []
-    try:
-        named = read_manifest(folder)["files"]
-    except UserError:  # damaged: what the new bins do not overwrite stays
-        named = {}
-    return [*(name for name in SPLIT_FILES if name in named), *TOKENIZER_FILES]

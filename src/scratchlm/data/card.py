@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.bins import Bin
+from scratchlm.data.supply import Supply
 from scratchlm.text.documents import Source
 from scratchlm.text.tokenizer import Tokenizer
 
@@ -24,18 +25,37 @@ class Tally:
     documents: Counter[str] = field(default_factory=Counter)  # by split, each once
     tokens: Counter[str] = field(default_factory=Counter)  # by split, repetitions included
     first_pass_tokens: int = 0  # of train.bin
+    once_tokens: int = 0  # of all splits, repetitions and ends of text left out
     passes: int = 1
     n_bytes: int = 0  # of text, each document once
     n_characters: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
+    n_words: int = 0
 
     def add(self, split: str, n_tokens: int, pass_number: int) -> None:
         """Books a document of `split`."""
-        self.documents[split] += not pass_number
         self.tokens[split] += n_tokens
-        self.passes = max(self.passes, pass_number + 1)
-        if split == "train" and not pass_number:
+        if pass_number:
+            self.passes = max(self.passes, pass_number + 1)
+            return
+        self.documents[split] += 1
+        self.once_tokens += n_tokens - 1
+        if split == "train":
             self.first_pass_tokens += n_tokens
+
+    def add_text(self, n_bytes: int, n_characters: int, n_words: int) -> None:
+        """Books the text of a document."""
+        self.n_bytes += n_bytes
+        self.n_characters += n_characters
+        self.n_words += n_words
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values from which `from_json` makes the tally again."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Tally":
+        """The tally that `to_json` gave."""
+        return cls(**values | {name: Counter(values[name]) for name in ("documents", "tokens")})
 
 
 def card_of(
@@ -43,6 +63,7 @@ def card_of(
     sources: Sequence[Source],
     facts: Sequence[dict[str, Any]],
     tallies: Sequence[Tally],
+    supplies: Sequence[Supply],
     tokenizer: Tokenizer,
     total_tokens: int | None,
     val_fraction: float,
@@ -54,6 +75,7 @@ def card_of(
         sources: In the order of their numbers.
         facts: `text.documents.describe` of each.
         tallies: What was written of each.
+        supplies: Where its documents came from, for what was dropped.
         tokenizer: Spells the tokens.
         total_tokens: Tokens of train.bin that were asked for, None for all there are.
         val_fraction: Part that was asked for validation.
@@ -64,7 +86,7 @@ def card_of(
     weight = sum(source.weight for source in sources)
     tokens = sum((tally.tokens for tally in tallies), Counter[str]())
     entries = []
-    for number, (source, fact, tally) in enumerate(zip(sources, facts, tallies, strict=True)):
+    for number, (source, fact, tally, supply) in enumerate(zip(sources, facts, tallies, supplies, strict=True)):
         first, last = _ends(folder, number, tokenizer)
         entries.append(
             {
@@ -73,12 +95,15 @@ def card_of(
                 "documents": dict(tally.documents),
                 "bytes": tally.n_bytes,
                 "characters": tally.n_characters,
+                "words": tally.n_words,
                 "tokens": dict(tally.tokens),
+                "tokens_a_word": round(tally.once_tokens / max(1, tally.n_words), 3),
                 "asked_share": source.weight / weight,
                 "achieved_share": tally.tokens["train"] / max(1, tokens["train"]),
                 "repetitions": tally.tokens["train"] / max(1, tally.first_pass_tokens),
                 "passes": tally.passes,
-                "dropped": tally.dropped,
+                "dropped": supply.all_dropped(),
+                "cleaning": supply.report.to_json() if supply.report else {},
                 "first_tokens": first,
                 "last_tokens": last,
             }

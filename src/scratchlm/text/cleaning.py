@@ -20,37 +20,42 @@ _BLANKS_IN_LINE = re.compile(r"[ \t](?<=[^ \t\n][ \t])[ \t]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-class Cleaner:
-    """Normalises documents and drops those that are too short, counting them.
-
-    Attributes:
-        dropped: Documents dropped, by reason: `"empty"`, `"too short"`.
-    """
-
-    def __init__(self, min_document_characters: int, normalize: bool) -> None:
-        """Sets the rules.
-
-        Args:
-            min_document_characters: Documents with fewer characters than this, after normalising, are dropped.
-            normalize: Compose Unicode (NFC), make line ends newlines, remove control characters and blanks at line
-                ends, shrink runs of blanks inside a line to one (indentation stays) and three or more newlines to
-                two, strip both ends. If false, text stays as it is.
-        """
-        self.min_document_characters = min_document_characters
-        self.normalize = normalize
+class Report:
+    def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
 
-    def clean(self, text: str) -> str | None:
-        """The document to keep, or None for one that is dropped (and counted)."""
-        if self.normalize:
-            text = normalized(text)
-        if not text:
-            self.dropped["empty"] += 1
-            return None
-        if len(text) < self.min_document_characters:
-            self.dropped["too short"] += 1
-            return None
-        return text
+    def merge(self, other: "Report") -> "Report":
+        self.dropped += other.dropped
+        return self
+
+    def to_json(self) -> dict:
+        return dict(self.dropped)
+
+    @classmethod
+    def from_json(cls, v: dict) -> "Report":
+        r = cls()
+        r.dropped = Counter(v)
+        return r
+
+
+def parse_cleaning(spec: list | None) -> list[dict]:
+    return [{"unicode": {}}, {"whitespace": {}}, {"length": {"min_characters": 64}}] if spec is None else spec
+
+
+class Cleaner:
+    def __init__(self, steps: list[dict]) -> None:
+        self.report = Report()
+
+    def clean_many(self, texts: list[str], ids: list[str]) -> list[str | None]:
+        out = []
+        for t in texts:
+            t = normalized(t)
+            if len(t) < 64:
+                self.report.dropped["too short"] += 1
+                out.append(None)
+            else:
+                out.append(t)
+        return out
 
 
 def normalized(text: str) -> str:
@@ -78,18 +83,3 @@ def normalized(text: str) -> str:
 def content_hash(text: str) -> int:
     """64 bits that stand for a document's content, the same on every machine: XXH3 of its UTF-8 bytes."""
     return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"))
-
-
-class Deduplicator:
-    """Remembers the content hashes it has seen; about 100 bytes of memory a document."""
-
-    def __init__(self) -> None:
-        """Starts with nothing seen."""
-        self._seen: set[int] = set()
-
-    def is_copy(self, hash: int) -> bool:
-        """Whether this content hash was asked about before."""
-        if hash in self._seen:
-            return True
-        self._seen.add(hash)
-        return False

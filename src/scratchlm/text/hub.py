@@ -40,6 +40,13 @@ def is_address(uri: str) -> bool:
     return _ADDRESS.fullmatch(uri) is not None
 
 
+from typing import NamedTuple
+class Access(NamedTuple):
+    folder: str | None = None
+    offline: bool = False
+    retry_seconds: float = 600
+
+
 @dataclass(frozen=True)
 class Split:
     """One split of a repository.
@@ -61,7 +68,7 @@ class Split:
     column: str
 
     @classmethod
-    def at(cls, key: str, uri: str, revision: str | None, column: str) -> "Split":
+    def at(cls, key: str, uri: str, revision: str | None, column: str, access: Access = Access()) -> "Split":
         """The split at an address; its split is `train` where it names none."""
         found = _ADDRESS.fullmatch(uri)
         assert found, uri
