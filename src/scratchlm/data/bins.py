@@ -27,6 +27,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
 _PARTS = {"files": dict, "settings": dict, "card": dict, "vocab_size": int, "tokenizer_sha256": str}
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
+CURE = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
 
 TOKEN = np.dtype("<u2")
 DOCUMENT = np.dtype([("start", "<u8"), ("source", "u1"), ("hash", "<u8")])
@@ -221,7 +222,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
             "Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
         )
-    if lacking := [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]:
+    lacking = [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]
+    if "files" not in lacking:
+        lacking += [
+            f"size and hash of {name}" for name, entry in manifest["files"].items() if not _is_entry(name, entry)
+        ]
+    if lacking:
         raise BrokenState(
             f"{path}: not a manifest (no {', '.join(lacking)}). Make the bins anew with scratchlm prepare --fresh true "
             "-c YOUR.yaml."
@@ -229,31 +235,78 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether an entry under `files` says what one must."""
+    kinds = {"bytes": int, "sha256": str} | ({"tokens": int} if name.endswith(".bin") else {})
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+
+
 def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
-    """The cheap check that every opening makes: files there, sizes as written, tokenizer unchanged. Bins are not read.
+    """The cheap check that every opening makes. Bins are not read.
 
     Args:
         folder: The bins folder.
         manifest: Its manifest.
 
     Raises:
-        BrokenState: A file is missing, of another size, or the tokenizer is another.
+        BrokenState: The first of the `file_faults`.
     """
-    cure = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
-    for name, written in manifest["files"].items():
-        path = Path(folder) / name
-        if not path.exists():
-            raise BrokenState(f"{path}: missing, though {MANIFEST} names it. {cure}")
-        if (n_bytes := path.stat().st_size) != written["bytes"]:
-            raise BrokenState(f"{path}: {n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}. {cure}")
+    for fault in file_faults(folder, manifest).values():
+        raise BrokenState(fault)
+
+
+def file_faults(folder: str | Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """What is wrong as far as sizes, the head of an index and the tokenizer's hash tell.
+
+    Args:
+        folder: The bins folder.
+        manifest: Its manifest.
+
+    Returns:
+        Name of a file -> one line that begins with its path.
+    """
+    found = {}
+    for name in manifest["files"]:
+        if fault := _file_fault(Path(folder) / name, manifest["files"]):
+            found[name] = f"{Path(folder) / name}: {fault}. {CURE}"
     tokenizer = Path(folder) / "tokenizer.json"
     if not tokenizer.is_file():
-        raise BrokenState(f"{tokenizer}: missing. {cure}")
-    found, written = sha256(tokenizer), manifest["tokenizer_sha256"]
-    if found != written:
-        raise BrokenState(
-            f"{tokenizer}: not the tokenizer of these bins (SHA-256 {found[:12]}, not {written[:12]}). {cure}"
+        found["tokenizer.json"] = f"{tokenizer}: missing. {CURE}"
+    elif (now := sha256(tokenizer)) != (written := manifest["tokenizer_sha256"]):
+        found["tokenizer.json"] = (
+            f"{tokenizer}: not the tokenizer of these bins (SHA-256 {now[:12]}, not {written[:12]}). {CURE}"
         )
+    return found
+
+
+def _file_fault(path: Path, files: dict[str, dict[str, Any]]) -> str:
+    written = files[path.name]
+    if not path.is_file():
+        return f"missing, though {MANIFEST} names it"
+    n_bytes = path.stat().st_size
+    if path.suffix == ".bin" and n_bytes % TOKEN.itemsize:
+        return f"{n_bytes:,} bytes, an odd number, and an id takes {TOKEN.itemsize} (uint16)"
+    if n_bytes != written["bytes"]:
+        return f"{n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}"
+    if path.suffix == ".bin":
+        told = written["tokens"]
+        return "" if n_bytes == told * TOKEN.itemsize else f"{n_bytes:,} bytes, and {MANIFEST} says {told:,} tokens"
+    bin_ = files.get(path.name.removesuffix(".docs.npy") + ".bin")
+    return _index_fault(path, bin_["tokens"]) if bin_ else ""
+
+
+def _index_fault(path: Path, n_tokens: int) -> str:
+    try:
+        documents = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        return f"not a document index ({str(error).splitlines()[0] if str(error) else 'empty'})"
+    if documents.dtype != DOCUMENT or documents.ndim != 1:
+        return f"not a document index (an array of {documents.dtype})"
+    if bool(n_tokens) != bool(len(documents)) or (
+        n_tokens and (documents["start"][0] != 0 or documents["start"][-1] >= n_tokens)
+    ):
+        return f"{len(documents):,} documents that do not span the {n_tokens:,} tokens of its bin"
+    return ""
 
 
 def check_free(folder: str | Path) -> None:
