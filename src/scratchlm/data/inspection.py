@@ -123,6 +123,20 @@ def damage(folder: str | Path, manifest: dict[str, Any]) -> dict[str, str]:
     return _Reading(Path(folder), manifest).faults()
 
 
+def require_whole(folder: str | Path, manifest: dict[str, Any]) -> None:
+    """Reads bins from end to end.
+
+    Args:
+        folder: The bins folder.
+        manifest: Its manifest.
+
+    Raises:
+        BrokenState: The first fault that `damage` finds.
+    """
+    for fault in damage(folder, manifest).values():
+        raise BrokenState(fault)
+
+
 class _Reading:
     """One reading of a folder; `found` is what it has met by now, the first fault of each file."""
 
@@ -134,7 +148,7 @@ class _Reading:
     def faults(self) -> dict[str, str]:
         files = self.manifest["files"]
         tokenizer = self._tokenizer()
-        splits = [name.removesuffix(".bin") for name in files if name.endswith(".bin")]
+        splits = [split for split in ("train", "val", "test") if f"{split}.bin" in files]
         with bar(
             "reading bins", "B", sum(files[name]["bytes"] for name in files if name not in self.found)
         ) as progress:

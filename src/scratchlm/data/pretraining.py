@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scratchlm.data.batches import Batch, ListedBatches, ScoredBatches, TrainBatches
 from scratchlm.data.bins import CURE, Bin, check_files, read_manifest
-from scratchlm.data.inspection import damage
+from scratchlm.data.inspection import require_whole
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.prompts import read_prompts
 from scratchlm.data.windows import n_windows
@@ -226,8 +226,7 @@ class PretrainingData(LightningDataModule):
         manifest = read_manifest(self.folder)
         check_files(self.folder, manifest)
         if self.verify and not getattr(rank_zero_only, "rank", 0):
-            for fault in damage(self.folder, manifest).values():
-                raise BrokenState(fault)
+            require_whole(self.folder, manifest)
         return manifest
 
     @cached_property
