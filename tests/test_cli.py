@@ -462,6 +462,7 @@ def test_bins_with_a_flipped_bit_are_refused_where_they_are_verified(
     (run_folder / "bins" / "train.bin").write_bytes(ids)
     steps = ["--trainer.max_steps=4", "--fresh=true"]
     assert "bins/train.bin: not as it was written" in refusal("fit", *TINY, *steps, "--data.verify=true")
+    assert not (run_folder / "run.old-2").exists()
     validate = ("validate", "--ckpt_path=run/checkpoints/best.ckpt")
     assert "bins/train.bin: not as it was written" in refusal(*validate, "--data.verify=true")
     command(*validate, "--data.verify=false")
