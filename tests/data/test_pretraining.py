@@ -333,6 +333,24 @@ def test_bins_of_another_size_are_refused_before_training(copied):
         data_of(copied).setup("fit")
 
 
+@pytest.mark.parametrize(("name", "said"), [("train.bin", "not as it was written"), ("val.bin", "not as it was")])
+def test_a_flipped_bit_is_refused_where_bins_are_verified_and_nowhere_else(copied, name, said):
+    data_of(copied, verify=True).setup("fit")
+    ids = bytearray((copied / name).read_bytes())
+    ids[100] ^= 1
+    (copied / name).write_bytes(ids)
+    data_of(copied).setup("fit")
+    for stage in ("fit", "validate", "test"):
+        with pytest.raises(BrokenState, match=rf"{name}: {said}"):
+            data_of(copied, verify=True).setup(stage)
+
+
+def test_a_manifest_that_names_no_bin_to_train_on_is_refused(copied):
+    change_manifest(copied, lambda manifest: [manifest["files"].pop(f"train.{kind}") for kind in ("bin", "docs.npy")])
+    with pytest.raises(BrokenState, match=r"manifest.json names no train.bin"):
+        data_of(copied).setup("fit")
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused(copied):
     change_manifest(copied, lambda manifest: manifest.update(vocab_size=5))
     with pytest.raises(BrokenState, match=r"tokenizer has \d+ ids, and the bins were made with 5"):

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scratchlm.data.bins import BinWriter
 from scratchlm.data.card import Tally
 from scratchlm.data.mixture import Mixture
 from scratchlm.data.supply import Document, Supply
+from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue
 from scratchlm.text.documents import Source
 

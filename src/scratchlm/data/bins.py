@@ -5,22 +5,16 @@ the end of text) and `<split>.docs.npy` (one record a document), then `tokenizer
 is written last and removed first: a folder without it is not prepared.
 """
 
-import hashlib
 import io
 import json
-import os
-import struct
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchlm.errors import BadValue, BrokenState, MissingFile
-from scratchlm.files.whole import sha256, told_if_unwritable, write_json
+from scratchlm.errors import BrokenState, MissingFile
+from scratchlm.files.whole import sha256, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -28,204 +22,18 @@ SPLIT_FILES = tuple(f"{split}.{kind}" for split in ("train", "val", "test") for 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 _PARTS = {"files": dict, "settings": dict, "card": dict, "vocab_size": int, "tokenizer_sha256": str}
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
+CURE = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
 
 TOKEN = np.dtype("<u2")
 DOCUMENT = np.dtype([("start", "<u8"), ("source", "u1"), ("hash", "<u8")])
-# The same bytes as DOCUMENT: packing one record takes a tenth of a numpy assignment's time.
-_RECORD = struct.Struct("<QBQ")
-_BUFFER_TOKENS = 1 << 19  # written at once (chosen, not tuned)
 
 
-class BinWriter:
-    """Writes one split, in place and in order; what `commit` has confirmed, a later writer can go on from.
-
-    Memory does not grow with the documents: ids and records go straight to the disk.
-    """
-
-    def __init__(
-        self, folder: str | Path, split: str, end_of_text_id: int, committed: dict[str, Any] | None = None
-    ) -> None:
-        """Remembers where the split goes; files are opened on entering the block.
-
-        Args:
-            folder: The bins folder; made if missing.
-            split: `train`, `val` or `test`.
-            end_of_text_id: Id that follows every document.
-            committed: What `commit` gave, to go on from there; None begins anew.
-        """
-        self.split = split
-        self.n_tokens, self.n_documents = 0, 0
-        self._end_of_text = np.array([end_of_text_id], TOKEN)
-        self._committed = committed
-        self._bin = _Appended(Path(folder) / f"{split}.bin", 0)
-        self._index = _Appended(Path(folder) / f"{split}.docs.npy", len(_index_header(0)))
-        self._ids: list[NDArray[np.uint16]] = []
-        self._records = bytearray()
-        self._n_waiting = 0
-
-    def __enter__(self) -> Self:
-        committed = self._committed or {"tokens": 0, "documents": 0, "sha256": ["", ""]}
-        self.n_tokens, self.n_documents = committed["tokens"], committed["documents"]
-        sizes = (self.n_tokens * TOKEN.itemsize, self.n_documents * DOCUMENT.itemsize)
-        for file, size, hashed in zip((self._bin, self._index), sizes, committed["sha256"], strict=True):
-            file.open(size, hashed)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self.flush()
-                self._index.write_header(_index_header(self.n_documents))
-                self._bin.sync()
-                self._index.sync()
-        finally:
-            self._bin.close()
-            self._index.close()
-
-    def add(self, ids: Sequence[int] | NDArray[Any], source: int, content_hash: int) -> None:
-        """Appends one document and the end of text.
-
-        Args:
-            ids: The document's ids, without an end of text.
-            source: Number of its source, below 256.
-            content_hash: 64-bit hash of its text.
-
-        Raises:
-            BadValue: An id does not fit uint16.
-            BrokenState: The disk is full.
-        """
-        array = np.asarray(ids)
-        if array.dtype != TOKEN:
-            array = _as_tokens(array)
-        self._records += _RECORD.pack(self.n_tokens, source, content_hash)
-        self._ids.append(array)
-        self._ids.append(self._end_of_text)
-        n = len(array) + 1
-        self.n_tokens += n
-        self.n_documents += 1
-        self._n_waiting += n
-        if self._n_waiting >= _BUFFER_TOKENS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Hands all documents so far to the operating system, so that a kill of this process cannot lose them.
-
-        Raises:
-            BrokenState: The disk is full.
-        """
-        self._bin.append(b"".join(self._ids))
-        self._index.append(bytes(self._records))
-        self._ids.clear()
-        self._records.clear()
-        self._n_waiting = 0
-
-    def commit(self) -> dict[str, Any]:
-        """Flushes, and gives plain values from which a later writer of these files can go on."""
-        self.flush()
-        return {
-            "tokens": self.n_tokens,
-            "documents": self.n_documents,
-            "sha256": [self._bin.sha256, self._index.sha256],
-        }
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bin so far, in hexadecimal: it was hashed as it was written."""
-        return self._bin.sha256
-
-    @property
-    def tokens(self) -> NDArray[np.uint16]:
-        """All ids so far, as a read-only memory map of the file."""
-        self.flush()
-        return np.memmap(self._bin.path, TOKEN, mode="r", shape=(self.n_tokens,))
-
-    @property
-    def documents(self) -> NDArray[np.void]:
-        """The document index so far, as a read-only memory map of the file."""
-        self.flush()
-        if not self.n_documents:
-            return np.empty(0, DOCUMENT)
-        header = len(_index_header(0))
-        return np.memmap(self._index.path, DOCUMENT, mode="r", offset=header, shape=(self.n_documents,))
-
-
-class _Appended:
-    """A file behind a header, written from its front to its end and hashed on the way; the header is not hashed."""
-
-    def __init__(self, path: Path, header_bytes: int) -> None:
-        self.path, self._header_bytes = path, header_bytes
-        self._hash = hashlib.sha256()
-        self._file: IO[bytes] | None = None
-
-    def open(self, n_bytes: int, sha256: str) -> None:
-        """Goes on behind the first `n_bytes`, which must have this hash; nought of them begins anew.
-
-        Raises:
-            BrokenState: They are not there or not the same, or the folder cannot be written.
-        """
-        with told_if_unwritable(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("r+b" if n_bytes else "w+b")
-            if not n_bytes:
-                self._file.write(bytes(self._header_bytes))
-                return
-            self._file.seek(self._header_bytes)
-            left = n_bytes
-            while left and (data := self._file.read(min(left, 1 << 20))):
-                self._hash.update(data)
-                left -= len(data)
-            if left or self.sha256 != sha256:
-                raise BrokenState(f"{self.path}: not as it was left. Make the bins anew.")
-            self._file.truncate(self._file.tell())
-
-    def append(self, data: bytes) -> None:
-        assert self._file is not None
-        with told_if_unwritable(self.path):
-            self._file.write(data)
-            self._file.flush()
-        self._hash.update(data)
-
-    def write_header(self, header: bytes) -> None:
-        assert self._file is not None
-        with told_if_unwritable(self.path):
-            self._file.seek(0)
-            self._file.write(header)
-
-    def sync(self) -> None:
-        assert self._file is not None
-        with told_if_unwritable(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # the disk is full: what could not be written was said
-                self._file.close()
-            self._file = None
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-
-def _index_header(n_documents: int) -> bytes:
-    """The header of an index file; numpy pads it, so that it is as long for any number of documents."""
+def index_header(n_documents: int) -> bytes:
+    """The first bytes of an index file; numpy pads them, so that they are as many for any number of documents."""
     header = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(DOCUMENT), "fortran_order": False, "shape": (n_documents,)}
     np.lib.format.write_array_header_1_0(header, described)
     return header.getvalue()
-
-
-def _as_tokens(ids: NDArray[Any]) -> NDArray[np.uint16]:
-    if len(ids) and (ids.min() < 0 or ids.max() >= MAX_VOCAB_SIZE):
-        worst = int(ids.max() if ids.max() >= MAX_VOCAB_SIZE else ids.min())
-        raise BadValue(
-            f"data.tokenizer: gave the id {worst:,}, and a bin holds 0 to {MAX_VOCAB_SIZE - 1:,} (uint16). "
-            f"Choose a tokenizer with at most {MAX_VOCAB_SIZE:,} ids."
-        )
-    return ids.astype(TOKEN)
 
 
 class Bin:
@@ -351,7 +159,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
             "Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
         )
-    if lacking := [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]:
+    lacking = [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]
+    if "files" not in lacking:
+        lacking += [
+            f"size and hash of {name}" for name, entry in manifest["files"].items() if not _is_entry(name, entry)
+        ]
+    if lacking:
         raise BrokenState(
             f"{path}: not a manifest (no {', '.join(lacking)}). Make the bins anew with scratchlm prepare --fresh true "
             "-c YOUR.yaml."
@@ -359,28 +172,75 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether an entry under `files` says what one must."""
+    kinds = {"bytes": int, "sha256": str} | ({"tokens": int} if name.endswith(".bin") else {})
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+
+
 def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
-    """The cheap check that every opening makes: files there, sizes as written, tokenizer unchanged. Bins are not read.
+    """The cheap check that every opening makes. Bins are not read.
 
     Args:
         folder: The bins folder.
         manifest: Its manifest.
 
     Raises:
-        BrokenState: A file is missing, of another size, or the tokenizer is another.
+        BrokenState: The first of the `file_faults`.
     """
-    cure = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
-    for name, written in manifest["files"].items():
-        path = Path(folder) / name
-        if not path.exists():
-            raise BrokenState(f"{path}: missing, though {MANIFEST} names it. {cure}")
-        if (n_bytes := path.stat().st_size) != written["bytes"]:
-            raise BrokenState(f"{path}: {n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}. {cure}")
+    for fault in file_faults(folder, manifest).values():
+        raise BrokenState(fault)
+
+
+def file_faults(folder: str | Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """What is wrong as far as sizes, the head of an index and the tokenizer's hash tell.
+
+    Args:
+        folder: The bins folder.
+        manifest: Its manifest.
+
+    Returns:
+        Name of a file -> one line that begins with its path.
+    """
+    found = {}
+    for name in manifest["files"]:
+        if fault := _file_fault(Path(folder) / name, manifest["files"]):
+            found[name] = f"{Path(folder) / name}: {fault}. {CURE}"
     tokenizer = Path(folder) / "tokenizer.json"
     if not tokenizer.is_file():
-        raise BrokenState(f"{tokenizer}: missing. {cure}")
-    found, written = sha256(tokenizer), manifest["tokenizer_sha256"]
-    if found != written:
-        raise BrokenState(
-            f"{tokenizer}: not the tokenizer of these bins (SHA-256 {found[:12]}, not {written[:12]}). {cure}"
+        found["tokenizer.json"] = f"{tokenizer}: missing. {CURE}"
+    elif (now := sha256(tokenizer)) != (written := manifest["tokenizer_sha256"]):
+        found["tokenizer.json"] = (
+            f"{tokenizer}: not the tokenizer of these bins (SHA-256 {now[:12]}, not {written[:12]}). {CURE}"
         )
+    return found
+
+
+def _file_fault(path: Path, files: dict[str, dict[str, Any]]) -> str:
+    written = files[path.name]
+    if not path.is_file():
+        return f"missing, though {MANIFEST} names it"
+    n_bytes = path.stat().st_size
+    if path.suffix == ".bin" and n_bytes % TOKEN.itemsize:
+        return f"{n_bytes:,} bytes, an odd number, and an id takes {TOKEN.itemsize} (uint16)"
+    if n_bytes != written["bytes"]:
+        return f"{n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}"
+    if path.suffix == ".bin":
+        told = written["tokens"]
+        return "" if n_bytes == told * TOKEN.itemsize else f"{n_bytes:,} bytes, and {MANIFEST} says {told:,} tokens"
+    bin_ = files.get(path.name.removesuffix(".docs.npy") + ".bin")
+    return _index_fault(path, bin_["tokens"]) if bin_ else ""
+
+
+def _index_fault(path: Path, n_tokens: int) -> str:
+    try:
+        documents = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        return f"not a document index ({str(error).splitlines()[0] if str(error) else 'empty'})"
+    if documents.dtype != DOCUMENT or documents.ndim != 1:
+        return f"not a document index (an array of {documents.dtype})"
+    if bool(n_tokens) != bool(len(documents)) or (
+        n_tokens and (documents["start"][0] != 0 or documents["start"][-1] >= n_tokens)
+    ):
+        return f"{len(documents):,} documents that do not span the {n_tokens:,} tokens of its bin"
+    return ""

@@ -5,19 +5,20 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scratchlm.data.assembly import Assembly, Progress, Splits, bar, nothing_left
-from scratchlm.data.bins import BinWriter, write_manifest
+from scratchlm.data.bins import write_manifest
 from scratchlm.data.blocks import Recipe
 from scratchlm.data.card import card_of, warnings_for
 from scratchlm.data.inputs import inputs_of
 from scratchlm.data.staging import Staging
 from scratchlm.data.supply import Copies, Supply
 from scratchlm.data.workers import workers
+from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.files.whole import require_space
 from scratchlm.text import near
@@ -221,8 +222,8 @@ class Making:
             asked, has = corpus.total_tokens * source.weight / weight, size / _BYTES_A_TOKEN
             if has * corpus.max_repetitions < 0.95 * asked:
                 print(
-                    f"scratchlm: {source.key}: holds about {_rounded(has)} tokens, which {corpus.max_repetitions} passes "
-                    f"make {_rounded(has * corpus.max_repetitions)} of the {_rounded(asked)} that its share asks for; "
+                    f"scratchlm: {source.key}: holds about {_rounded(has)} tokens, which {corpus.max_repetitions} "
+                    f"passes make {_rounded(has * corpus.max_repetitions)} of the {_rounded(asked)} that its share asks for; "
                     "the other sources share the rest",
                     file=sys.stderr,
                 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scratchlm.data.bins import TOKENIZER_FILES, check_files, is_prepared, read_manifest
-from scratchlm.data.inputs import changes, inputs_of, stamps_of
+from scratchlm.data.inputs import changes, stamps_of
 from scratchlm.data.making import Making
 from scratchlm.data.staging import Staging
 from scratchlm.errors import BadValue
@@ -74,8 +74,8 @@ class Corpus:
             split: `documents`: whole documents are set aside, the first of each source until it has one window, then
                 by content hash. `tail`: the end of every document is, as for one long text.
             seed: Order of files, documents and, in training, windows.
-            shuffle_documents: Documents permuted among themselves at a time, after the parts of a source (files, shards,
-                8 MiB of a long file) are permuted. 0 keeps the sources' order, and reads each in one process.
+            shuffle_documents: Documents permuted among themselves at a time, after the parts of a source (files,
+                shards, 8 MiB of a long file) are permuted. 0 keeps the sources' order, and reads each in one process.
             max_repetitions: Passes over a source in all, where `total_tokens` asks for more than it has. A repeated
                 pass has an order of its own and leaves out validation, test and copies.
             cleaning: Steps that each document goes through, by name, or as name: {argument: value}; None is unicode,
@@ -149,7 +149,8 @@ class Corpus:
         ):
             value = getattr(self, key)
             if value is not None and value < least:
-                yield f"data.{key}={value}: too small. Give a {'' if key == 'retry_seconds' else 'whole '}number, {least} or more."
+                number = "number" if key == "retry_seconds" else "whole number"
+                yield f"data.{key}={value}: too small. Give a {number}, {least} or more."
         if not 0 < self.val_fraction < 1:
             yield f"data.val_fraction={self.val_fraction}: not a part of the text. Give a number such as 0.005."
         elif not 0 <= self.test_fraction < 1 - self.val_fraction:

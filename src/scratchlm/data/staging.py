@@ -1,7 +1,7 @@
 """Where bins are made before they take their place: a folder inside the bins folder that survives a kill.
 
-It holds `plan.json` (what is being made, out of what), then the tokenizer, then growing bins with `commit.json` (how much
-of them is whole), and at last a manifest. Each is written whole, so that whoever comes next knows where to go on.
+It holds `plan.json` (what is being made, out of what), then the tokenizer, then growing bins with `commit.json` (how
+much of them is whole), and at last a manifest. Each is written whole, so that whoever comes next knows where to go on.
 """
 
 import json
@@ -98,7 +98,7 @@ class Staging:
     def publish(self) -> None:
         """Moves finished bins into place; until the manifest has followed the rest, the folder counts as not prepared.
 
-        What the folder's old manifest names is replaced, other files stay. Killed at any moment, it can be called again.
+        What the folder's old manifest names is replaced, other files stay. After a kill it can be called again.
 
         Raises:
             BrokenState: The folder cannot be written.

@@ -11,10 +11,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchlm.data.bins import BinWriter
 from scratchlm.data.blocks import Block
 from scratchlm.data.seen import Seen
 from scratchlm.data.workers import Workers
+from scratchlm.data.writer import BinWriter
 from scratchlm.files.whole import told_if_unwritable
 from scratchlm.text.cleaning import Report
 from scratchlm.text.lanes import Cursor, permutation

@@ -41,6 +41,8 @@ def is_address(uri: str) -> bool:
 
 
 from typing import NamedTuple
+
+
 class Access(NamedTuple):
     folder: str | None = None
     offline: bool = False
