@@ -223,8 +223,8 @@ class Making:
             if has * corpus.max_repetitions < 0.95 * asked:
                 print(
                     f"scratchlm: {source.key}: holds about {_rounded(has)} tokens, which {corpus.max_repetitions} "
-                    f"passes make {_rounded(has * corpus.max_repetitions)} of the {_rounded(asked)} that its share asks for; "
-                    "the other sources share the rest",
+                    f"passes make {_rounded(has * corpus.max_repetitions)} of the {_rounded(asked)} that its share asks "
+                    "for; the other sources share the rest",
                     file=sys.stderr,
                 )
 

@@ -221,7 +221,8 @@ class Corpus:
         """What must be the same for a killed `prepare` to be gone on with."""
         files = stamps_of(self.parsed_sources, self.tokenizer)
         asked = {"settings": self.settings, "context_length": self.context_length, "files": files}
-        return json.loads(json.dumps(asked))  # as it is read back
+        plan: dict[str, Any] = json.loads(json.dumps(asked))  # as it is read back
+        return plan
 
     def _pinned(self, facts: list[dict[str, Any]]) -> list[Source]:
         """The sources at the commits that were found at first: every reading must see the same text."""

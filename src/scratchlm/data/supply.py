@@ -168,7 +168,8 @@ class Supply:
             return Document(self._tokens[start:stop], int(self._hashes[place]), 0, 0, 0, self.pass_number)
         assert self._block is not None
         start, stop = self._offsets[place], self._offsets[place + 1]
-        return Document(self._block.ids[start:stop], self._block_hashes[place], *self._sizes[place], 0)
+        n_bytes, n_characters, n_words = self._sizes[place]
+        return Document(self._block.ids[start:stop], self._block_hashes[place], n_bytes, n_characters, n_words, 0)
 
     def advance(self) -> None:
         """Goes to the next document: the current one has been written."""

@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 import threading
+import traceback
 from collections import defaultdict
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -147,7 +148,7 @@ def _work(connection: Connection, lanes: list[list[Lane]], recipe: Recipe) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that gives the orders ends the others
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # the other cores have processes
     maker = BlockMaker(lanes, recipe)
     while True:
@@ -160,8 +161,15 @@ def _work(connection: Connection, lanes: list[list[Lane]], recipe: Recipe) -> No
                 maker.begin(source, lane, cursor)
             made: Any = maker.next(source, lane)
         except Exception as error:
+            if not isinstance(error, UserError):  # a bug of ours: its traceback would be lost on the way
+                error.add_note(traceback.format_exc())
             made = error
         connection.send(((source, lane), made))
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def workers(lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> Workers:

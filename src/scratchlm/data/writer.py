@@ -100,7 +100,7 @@ class BinWriter:
         Raises:
             BrokenState: The disk is full.
         """
-        self._bin.append(b"".join(self._ids))
+        self._bin.append(np.concatenate(self._ids).tobytes() if self._ids else b"")
         self._index.append(bytes(self._records))
         self._ids.clear()
         self._records.clear()
