@@ -1,6 +1,7 @@
 """The laws of the table of keys, against a plain set."""
 
 import numpy as np
+
 from scratchlm.data.seen import Seen
 
 

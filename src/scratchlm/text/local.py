@@ -121,6 +121,8 @@ class Lines(NamedTuple):
                     return
                 rows = []
                 for line in lines:
+                    if self.stop is not None and offset >= self.stop:  # readlines may take one more than was asked
+                        break
                     text = self._text(line, offset)
                     if text is not None:
                         rows.append((text, f"{self.label}:{offset}"))
