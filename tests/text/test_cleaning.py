@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scratchlm.errors import BadValue
-from scratchlm.text.cleaning import Cleaner, Deduplicator, content_hash, parse_cleaning
+from scratchlm.text.cleaning import Cleaner, content_hash, parse_cleaning
 from scratchlm.text.cleaning_report import Report
 
 # What the law of cleaning is about, in small: blanks, line ends, control characters, marks that compose or come in the
@@ -249,8 +249,3 @@ def test_the_hash_of_a_text_is_the_same_on_every_machine() -> None:
     # What xxhsum -H3 prints for a file with abc in it.
     assert content_hash("abc") == content_hash(b"abc") == 0x78AF5F94892F3950
     assert content_hash("\ud83d") != content_hash("")
-
-
-def test_a_copy_is_told_at_second_sight() -> None:
-    seen = Deduplicator()
-    assert [seen.is_copy(content_hash(text)) for text in ("a", "b", "a", "A", "b")] == [False, False, True, False, True]

@@ -1,13 +1,14 @@
 """Blocks of documents: read, cleaned, hashed and encoded, each on its own, wherever there is a core for it."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scratchlm.text import near, tokenizer
-from scratchlm.text.cleaning import Cleaner, Report, content_hash
+from scratchlm.text.cleaning import Cleaner, Kept, content_hash
+from scratchlm.text.cleaning_report import Report
 from scratchlm.text.lanes import Cursor, Lane
 from scratchlm.text.parts import Row
 
@@ -17,12 +18,14 @@ class Recipe(NamedTuple):
 
     Attributes:
         cleaning: Steps, as `text.cleaning.parse_cleaning` gives them.
+        whole_files: Of each source, whether its documents are whole text files.
         tokenizer: Content of tokenizer.json.
         encoder: Which library encodes; all give the same ids.
         near_duplicates: Likeness from which documents count as near copies; None does not look.
     """
 
-    cleaning: list[dict[str, object]]
+    cleaning: list[dict[str, Any]]
+    whole_files: list[bool]
     tokenizer: str
     encoder: str
     near_duplicates: float | None
@@ -74,19 +77,20 @@ class BlockMaker:
             UserError: The source cannot be read on, or the tokenizer cannot spell it.
         """
         found = next(self._streams[source, lane], None)
-        return found and (self.block(found[0]), found[1])
+        return found and (self._block(found[0], self._recipe.whole_files[source]), found[1])
 
-    def block(self, rows: Sequence[Row]) -> Block:
-        """Cleans, hashes and encodes rows."""
-        cleaner = Cleaner(self._recipe.cleaning)
-        cleaned = [text for text in cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows]) if text]
-        ids, offsets = self._tokenizer.encode_flat(cleaned)
+    def _block(self, rows: Sequence[Row], whole_files: bool) -> Block:
+        cleaner = Cleaner(self._recipe.cleaning, whole_files)
+        cleaned = cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows])
+        kept = [document for document in cleaned if document]
+        texts = [document.text for document in kept]
+        ids, offsets = self._tokenizer.encode_flat(texts)
         return Block(
             ids,
             offsets,
-            np.array([content_hash(text) for text in cleaned], np.uint64),
-            np.array([_sizes(text) for text in cleaned], np.int64).reshape(-1, 3),
-            self._near_keys(cleaned),
+            np.array([content_hash(document.utf8) for document in kept], np.uint64),
+            np.array([_sizes(document) for document in kept], np.int64).reshape(-1, 3),
+            self._near_keys(texts),
             cleaner.report,
         )
 
@@ -96,7 +100,7 @@ class BlockMaker:
         return near.band_keys(texts, self._recipe.near_duplicates)
 
 
-def _sizes(text: str) -> tuple[int, int, int]:
+def _sizes(document: Kept) -> tuple[int, int, int]:
     """Bytes, characters, and words: what stands between blanks, as long as these come one at a time."""
-    data = text.encode(errors="replace")
-    return len(data), len(text), data.count(b" ") + data.count(b"\n") - data.count(b"\n\n") + 1
+    data = document.utf8
+    return len(data), len(document.text), data.count(b" ") + data.count(b"\n") - data.count(b"\n\n") + 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scratchlm.data.assembly import Assembly, Progress, Splits, bar, nothing_left
-from scratchlm.data.bins import write_manifest
+from scratchlm.data.bins import DOCUMENT, TOKEN, write_manifest
 from scratchlm.data.blocks import Recipe
 from scratchlm.data.card import card_of, warnings_for
 from scratchlm.data.inputs import inputs_of
@@ -67,7 +67,8 @@ class Making:
         require_space(self.staging.folder, needed - _bytes_in(self.staging))
         tokenizer = self._tokenizer(dealt)
         print(f"scratchlm: {tokenizer.choose_encoder(self._checked_texts(dealt))}", file=sys.stderr)
-        recipe = Recipe(corpus.cleaning, tokenizer.to_json(), tokenizer.encoder, corpus.near_duplicates)
+        whole_files = [source.is_whole_files for source in self.sources]
+        recipe = Recipe(corpus.cleaning, whole_files, tokenizer.to_json(), tokenizer.encoder, corpus.near_duplicates)
         try:
             return self._bins(dealt, tokenizer, recipe, total_bytes, inputs)
         except BrokenState as error:
@@ -182,7 +183,7 @@ class Making:
         with bar("tokenizer sample", "B", None if whole else corpus.tokenizer_sample_bytes) as progress:
             for source, own in zip(self.sources, dealt, strict=True):
                 share = sys.maxsize if whole else max(1, round(corpus.tokenizer_sample_bytes * source.weight / weight))
-                left, cleaner = share, Cleaner(corpus.cleaning)
+                left, cleaner = share, Cleaner(corpus.cleaning, source.is_whole_files)
                 for text in _texts(own, cleaner):
                     data = text.encode(errors="replace")
                     yield text if len(data) <= left else data[:left].decode(errors="ignore")
@@ -201,9 +202,9 @@ class Making:
     def _checked_texts(self, dealt: Sequence[Sequence[Lane]]) -> list[str]:
         """Some text of each source, as it will be encoded."""
         found = []
-        for own in dealt:
+        for source, own in zip(self.sources, dealt, strict=True):
             n_characters = 0
-            for text in _texts(own, Cleaner(self.corpus.cleaning)):
+            for text in _texts(own, Cleaner(self.corpus.cleaning, source.is_whole_files)):
                 found.append(text[:_CHECKED_CHARACTERS])
                 n_characters += len(text)
                 if n_characters >= _CHECKED_CHARACTERS:
@@ -223,21 +224,23 @@ class Making:
             if has * corpus.max_repetitions < 0.95 * asked:
                 print(
                     f"scratchlm: {source.key}: holds about {_rounded(has)} tokens, which {corpus.max_repetitions} "
-                    f"passes make {_rounded(has * corpus.max_repetitions)} of the {_rounded(asked)} that its share asks "
-                    "for; the other sources share the rest",
+                    f"passes make {_rounded(has * corpus.max_repetitions)} of the {_rounded(asked)} of its share; "
+                    "the other sources share the rest",
                     file=sys.stderr,
                 )
 
     def _bytes_needed(self, total_bytes: int | None) -> int:
         """About how many bytes the finished bins take; 0 where nothing tells."""
-        guesses = [self.corpus.total_tokens, total_bytes and round(total_bytes / _BYTES_A_TOKEN)]
+        corpus = self.corpus
+        passes = corpus.max_repetitions if corpus.total_tokens else 1
+        guesses = [corpus.total_tokens, total_bytes and passes * total_bytes / _BYTES_A_TOKEN]
         n_tokens = min((n for n in guesses if n), default=0)
-        return round(n_tokens * (2 + 17 / _TOKENS_A_DOCUMENT))
+        return round(n_tokens * (TOKEN.itemsize + DOCUMENT.itemsize / _TOKENS_A_DOCUMENT))
 
     def _told_of_space(self, error: BrokenState, needed: int) -> BrokenState:
         """The error, or where the disk was full, one that says how many bytes are wanted."""
         cause = error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return error
         folder, written = self.staging.folder, _bytes_in(self.staging)
         free = shutil.disk_usage(folder).free
@@ -256,7 +259,8 @@ def _texts(own: Sequence[Lane], cleaner: Cleaner) -> Iterator[str]:
         if found := next(stream, None):
             streams.append(stream)
             rows, _ = found
-            yield from filter(None, cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows]))
+            cleaned = cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows])
+            yield from (document.text for document in cleaned if document)
 
 
 def _bytes_in(staging: Staging) -> int:

@@ -36,7 +36,7 @@ class Staging:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Holds the folder. What is there to go on from stays after an error, but for a value that cannot work.
+        """Holds the folder. After an error, work that another try can go on from stays; else all is as it was before.
 
         Raises:
             BrokenState: Another process holds it (the line names it), or it cannot be written.
@@ -46,7 +46,8 @@ class Staging:
             try:
                 yield
             except BaseException as error:
-                if isinstance(error, BadValue) or not self.plan():
+                is_worth_keeping = (self.path / "tokenizer.json").exists() and self.plan()
+                if isinstance(error, BadValue) or not is_worth_keeping:
                     self.clear()
                     if not was_locked_before:
                         (self.folder / _LOCK).unlink()

@@ -16,7 +16,7 @@ from scratchlm.data.seen import Seen
 from scratchlm.data.workers import Workers
 from scratchlm.data.writer import BinWriter
 from scratchlm.files.whole import told_if_unwritable
-from scratchlm.text.cleaning import Report
+from scratchlm.text.cleaning_report import Report
 from scratchlm.text.lanes import Cursor, permutation
 
 _AHEAD = 2  # orders beyond those that are worked on, so that nobody waits for the next (chosen, not tuned)
@@ -232,7 +232,10 @@ class Supply:
                 self._open = (lane, cursor)
                 self._use(block)
                 self._kept = self._copies.new(block, self.dropped)
-                self.report = self.report.merge(block.report) if self.report else block.report
+                if self.report:
+                    self.report.merge(block.report)
+                else:
+                    self.report = block.report
                 return True
         self._block = self._open = None
         self._kept, self._at = np.empty(0, np.int64), 0

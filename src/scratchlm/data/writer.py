@@ -52,8 +52,13 @@ class BinWriter:
         committed = self._committed or {"tokens": 0, "documents": 0, "sha256": ["", ""]}
         self.n_tokens, self.n_documents = committed["tokens"], committed["documents"]
         sizes = (self.n_tokens * TOKEN.itemsize, self.n_documents * DOCUMENT.itemsize)
-        for file, size, hashed in zip((self._bin, self._index), sizes, committed["sha256"], strict=True):
-            file.open(size, hashed)
+        try:
+            for file, size, hashed in zip((self._bin, self._index), sizes, committed["sha256"], strict=True):
+                file.open(size, hashed)
+        except BaseException:
+            self._bin.close()
+            self._index.close()
+            raise
         return self
 
     def __exit__(
@@ -124,6 +129,8 @@ class BinWriter:
     def tokens(self) -> NDArray[np.uint16]:
         """All ids so far, as a read-only memory map of the file."""
         self.flush()
+        if not self.n_tokens:
+            return np.empty(0, TOKEN)
         return np.memmap(self._bin.path, TOKEN, mode="r", shape=(self.n_tokens,))
 
     @property
@@ -152,6 +159,8 @@ class _Appended:
         """
         with told_if_unwritable(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if n_bytes and not self.path.exists():
+                raise BrokenState(f"{self.path}: not there any more.")
             self._file = self.path.open("r+b" if n_bytes else "w+b")
             if not n_bytes:
                 self._file.write(bytes(self._header_bytes))
@@ -162,7 +171,7 @@ class _Appended:
                 self._hash.update(data)
                 left -= len(data)
             if left or self.sha256 != sha256:
-                raise BrokenState(f"{self.path}: not as it was left. Make the bins anew.")
+                raise BrokenState(f"{self.path}: not as it was left.")
             self._file.truncate(self._file.tell())
 
     def append(self, data: bytes) -> None:

@@ -209,18 +209,3 @@ def _label(name: str) -> str:
 def content_hash(text: str | bytes) -> int:
     """64 bits that stand for a document's content, the same on every machine: XXH3 of its UTF-8 bytes."""
     return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
-
-
-class Deduplicator:
-    """Remembers the content hashes it has seen; about 100 bytes of memory a document."""
-
-    def __init__(self) -> None:
-        """Starts with nothing seen."""
-        self._seen: set[int] = set()
-
-    def is_copy(self, hash: int) -> bool:
-        """Whether this content hash was asked about before."""
-        if hash in self._seen:
-            return True
-        self._seen.add(hash)
-        return False

@@ -7,6 +7,7 @@ from typing import Any
 
 from scratchlm.errors import BadValue, UserError
 from scratchlm.text import builtin, hub, local, wikitext
+from scratchlm.text.hub_outages import ADDRESS
 from scratchlm.text.parts import Part
 
 MAX_SOURCES = 255  # a source's number is one byte in the bins
@@ -47,6 +48,13 @@ class Source:
     def column(self) -> str:
         """Column of the text."""
         return self.text_column or "text"
+
+    @property
+    def is_whole_files(self) -> bool:
+        """Whether each document is all of a text file."""
+        is_local = not self.uri.startswith(("builtin:", "hf://"))
+        is_text = is_local and local.kind_of(self.uri) not in (".jsonl", ".parquet")
+        return is_text and self.separator is None and self.documents in ("auto", "file")
 
     @property
     def is_wikitext(self) -> bool:
@@ -110,9 +118,9 @@ def _address_faults(uri: str) -> Iterator[str]:
             yield f"no source {uri!r}. There are: {', '.join(f'builtin:{name}' for name in builtin.LICENCES)}."
     elif uri.startswith("hf:"):
         if not hub.is_address(uri):
-            yield f"{uri!r} is no hub address. Write {hub.ADDRESS}."
+            yield f"{uri!r} is no hub address. Write {ADDRESS}."
     elif "://" in uri:
-        yield f"{uri!r} cannot be opened. Use builtin:NAME, {hub.ADDRESS}, or a local file."
+        yield f"{uri!r} cannot be opened. Use builtin:NAME, {ADDRESS}, or a local file."
     elif not local.is_pattern(uri) and local.kind_of(uri) is None and not uri.endswith("/"):
         yield f"{uri!r} cannot be read as text. Name a file that ends in {local.ALLOWED}."
 
@@ -149,8 +157,9 @@ def parts(source: Source, access: hub.Access) -> list[Part]:
     """
     if source.uri.startswith("builtin:"):
         return [builtin.Part(source.uri.removeprefix("builtin:"))]
+    found: list[Part]
     if source.uri.startswith("hf://"):
-        found = _split(source, access).parts()
+        found = [*_split(source, access).parts()]
     else:
         by_line = source.documents in ("line", "wikitext")
         found = local.parts(source.key, source.uri, source.column, source.separator, by_line)
@@ -160,7 +169,7 @@ def parts(source: Source, access: hub.Access) -> list[Part]:
 def text_bytes(source: Source, access: hub.Access) -> int | None:
     """About how many bytes of text a source holds, from a look at its files; None where that does not tell."""
     if source.uri.startswith("builtin:"):
-        return None
+        return builtin.ABOUT_BYTES[source.uri.removeprefix("builtin:")]
     if source.uri.startswith("hf://"):
         return _split(source, access).estimate_bytes()
     return local.text_bytes(source.key, source.uri, source.column)

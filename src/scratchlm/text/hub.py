@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,9 +133,7 @@ class Split:
     def _columns(self, files: Files) -> tuple[str, ...]:
         """The text column and, where there is one, that of ids; checks that the first is there and holds text."""
         with told_in_one_line(self.key, self.repository, self.revision):
-            schema = outlast(
-                self.key, self.repository, self.access.retry_seconds, self._shard(files, 0, None).schema
-            )
+            schema = outlast(self.key, self.repository, self.access.retry_seconds, self._shard(files, 0, None).schema)
         if self.column not in schema.names:
             raise missing_column(self.key, self.repository, self.column, schema.names)
         check_text_type(self.key, self.repository, self.column, schema.field(self.column).type)
@@ -160,7 +157,9 @@ def _root(repository: str, commit: str) -> str:
 
 
 @functools.lru_cache
-def _loader(repository: str, configuration: str | None, commit: str) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
+def _loader(
+    repository: str, configuration: str | None, commit: str
+) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
     """The loader of a configuration in `datasets`, its options, and the names of the files of each split."""
     import datasets
 
