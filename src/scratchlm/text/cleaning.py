@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from time import perf_counter
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import xxhash
 
@@ -18,13 +18,6 @@ from scratchlm.text.normal import Unicode, Whitespace
 
 STEPS: dict[str, type[Step]] = {"unicode": Unicode, "whitespace": Whitespace, "length": Length}
 DEFAULT = ("unicode", "whitespace", "length")
-
-
-class Kept(NamedTuple):
-    """A document that cleaning keeps."""
-
-    text: str
-    utf8: bytes
 
 
 class Cleaner:
@@ -53,33 +46,27 @@ class Cleaner:
 
     def clean(self, text: str, id: str = "") -> str | None:
         """The document to keep, or None for one that is dropped."""
-        kept = self.clean_many([text], [id])[0]
-        return kept and kept.text
+        kept = self._clean(Batch.of([text], [id])).texts
+        return kept[0] if kept else None
 
-    def clean_many(self, texts: Sequence[str], ids: Sequence[str]) -> list[Kept | None]:
-        """What is kept of each document; several at a time are cleaned many times as fast as short ones alone."""
-        kept: list[Kept | None] = []
+    def clean_many(self, texts: Sequence[str], ids: Sequence[str]) -> Batch:
+        """The documents to keep, in their order; many at once take half the time of each alone, or less."""
+        kept = Batch([], [], [])
         for start, end in _pieces(texts):
-            kept += self._clean_batch(list(texts[start:end]), list(ids[start:end]))
+            batch = self._clean(Batch.of(list(texts[start:end]), list(ids[start:end])))
+            kept.texts += batch.texts
+            kept.utf8 += batch.utf8
+            kept.ids += batch.ids
         return kept
 
-    def _clean_batch(self, texts: list[str], ids: list[str]) -> list[Kept | None]:
-        start = perf_counter()  # the first step's time has the encoding in it
-        batch = Batch.of(texts, ids)
-        places = list(range(len(texts)))
+    def _clean(self, batch: Batch) -> Batch:
         steps: list[Callable[[Batch], Verdicts]] = [*self._steps, _drop_empty]
         for step, report in zip(steps, self.report.steps, strict=True):
+            start = perf_counter()
             verdicts = step(batch)
-            end = perf_counter()
-            report.add(batch, verdicts, end - start)
-            start = end
-            if verdicts:
-                places = [p for i, p in enumerate(places) if not isinstance(verdicts.get(i), Drop)]
-                batch = batch.after(verdicts)
-        kept: list[Kept | None] = [None] * len(texts)
-        for place, text, utf8 in zip(places, batch.texts, batch.utf8, strict=True):
-            kept[place] = Kept(text, utf8)
-        return kept
+            report.add(batch, verdicts, perf_counter() - start)
+            batch = batch.after(verdicts)
+        return batch
 
 
 def _drop_empty(batch: Batch) -> Verdicts:

@@ -6,6 +6,7 @@ documents that have some: few web pages do.
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ _HIGH_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")  # U+0080 to U+009F in UTF-8
 _BYTE_ORDER_MARK = "\ufeff".encode()
 
 _NEWLINES = bytes.maketrans(b"\r\x0b\x0c", b"\n\n\n")
+_NOWHERE: Positions = np.empty(0, np.intp)
+_DENSE = 1.05  # bytes a character beyond which each document is looked at, not each place (chosen, not tuned)
 _INSIDE_WORD = re.compile(rb"[^\t\n ]{2}")
 
 
@@ -31,8 +34,12 @@ class Unicode(Step):
 
     def __call__(self, batch: Batch) -> Verdicts:
         """The documents that are spelled otherwise."""
+        if batch.n_bytes > _DENSE * sum(map(len, batch.texts)):
+            suspects: Iterable[int] = range(len(batch.texts))
+        else:
+            suspects = batch.documents_at([start + _odd_characters(data) for start, data in batch.slices()])
         verdicts: Verdicts = {}
-        for index in batch.documents_at([start + _odd_characters(data) for start, data in batch.slices()]):
+        for index in suspects:
             text = _composed(batch.texts[index], batch.utf8[index])
             if text != batch.texts[index]:
                 verdicts[index] = text
@@ -45,23 +52,20 @@ def _odd_characters(data: Bytes) -> Positions:
     What it passes beyond ASCII, U+00A0 to U+02FF and U+2002 to U+20BF, NFC leaves alone in any company (tested);
     on English web pages that is 95% of the characters beyond ASCII.
     """
-    odd = data < _SPACE
-    odd &= data != _NEWLINE
-    odd |= data == _DELETE
-    low = np.flatnonzero(odd)
-    if len(low):
-        low = low[(data[low] < _TAB) | (data[low] > _RETURN)]
+    odd = [np.flatnonzero(data == _DELETE)] if (data == _DELETE).any() else []
+    if np.count_nonzero(data < _SPACE) != np.count_nonzero(data == _NEWLINE):
+        odd.append(np.flatnonzero((data < _TAB) | (data > _RETURN) & (data < _SPACE)))
     leads = np.flatnonzero(data[:SLICE_BYTES] >= 0xC2)
     leads = leads[data[leads] != SEPARATOR[0]]
-    if not len(leads):
-        return low
-    first, second = data[leads], data[leads + 1]
-    fine = (first > 0xC2) & (first < 0xCC)
-    fine |= (first == 0xC2) & (second >= 0xA0)
-    fine |= (first == 0xE2) & (second <= 0x82)
-    wide = leads[(first == 0xE2) & (second == 0x80)]
-    wide = wide[data[wide + 2] < 0x82]  # U+2000 and U+2001, which NFC spells U+2002 and U+2003
-    return np.sort(np.concatenate((low, leads[~fine], wide)))
+    if len(leads):
+        first, second = data[leads], data[leads + 1]
+        fine = (first > 0xC2) & (first < 0xCC)
+        fine |= (first == 0xC2) & (second >= 0xA0)
+        fine |= (first == 0xE2) & (second <= 0x82)
+        odd.append(leads[~fine])
+        wide = leads[(first == 0xE2) & (second == 0x80)]
+        odd.append(wide[data[wide + 2] < 0x82])  # U+2000 and U+2001, which NFC spells U+2002 and U+2003
+    return np.sort(np.concatenate(odd)) if odd else _NOWHERE
 
 
 def _composed(text: str, utf8: bytes) -> str:
@@ -86,32 +90,29 @@ class Whitespace(Step):
     def __call__(self, batch: Batch) -> Verdicts:
         """The documents with other white space."""
         suspects = batch.documents_at([start + _odd_blanks(data) for start, data in batch.slices()])
-        stripped = {index: text.strip() for index, text in enumerate(batch.texts)}
-        verdicts: Verdicts = {i: text for i, text in stripped.items() if text is not batch.texts[i]}
-        suspects = [index for index in suspects if stripped[index]]
-        tidied = _tidied(SEPARATOR.join([stripped[index].encode() for index in suspects])).split(SEPARATOR)
-        for index, data in zip(suspects, tidied, strict=bool(suspects)):
-            if data != batch.utf8[index]:
-                verdicts[index] = data.decode()
+        verdicts: Verdicts = {i: t.strip() for i, t in enumerate(batch.texts) if t.strip() is not t}
+        stripped = [(index, verdicts.get(index, batch.texts[index])) for index in suspects]
+        dirty = [(index, str(text)) for index, text in stripped if text]
+        tidied = _tidied(SEPARATOR.join([text.encode() for _, text in dirty]))
+        for (index, text), data in zip(dirty, tidied.split(SEPARATOR), strict=bool(dirty)):
+            if (tidy := data.decode()) != text:
+                verdicts[index] = tidy
         return verdicts
 
 
 def _odd_blanks(data: Bytes) -> Positions:
     """Places of all that `_tidied` changes."""
     is_newline = data == _NEWLINE
-    is_blank = data == _SPACE
-    has_tabs = (data == _TAB).any()
-    if has_tabs:
-        is_blank |= data == _TAB
-    odd = np.zeros(len(data), bool)
-    odd[:-1] = is_blank[:-1] & is_newline[1:]
-    odd[:-2] |= is_newline[:-2] & is_newline[1:-1] & is_newline[2:]
-    run = is_blank[1:-1] & is_blank[2:]
-    run &= ~is_blank[:-2]
-    run &= ~is_newline[:-2]
-    odd[:-2] |= run
-    odd |= (data > _NEWLINE) & (data <= _RETURN)
-    return np.flatnonzero(odd)
+    is_space = data <= _SPACE
+    odd = []
+    if np.count_nonzero(data < _SPACE) != np.count_nonzero(is_newline):
+        is_space = (data == _SPACE) | (data == _TAB) | is_newline
+        odd.append(np.flatnonzero((data > _NEWLINE) & (data <= _RETURN)))
+    before_newline = np.flatnonzero(is_space[:-2] & is_newline[1:-1])
+    odd.append(before_newline[(data[before_newline] != _NEWLINE) | is_newline[before_newline + 2]])
+    runs = np.flatnonzero((is_space[1:-1] & is_space[2:]) > is_space[:-2]) + 1
+    odd.append(runs[data[runs] != _NEWLINE])
+    return np.sort(np.concatenate(odd))
 
 
 def _tidied(data: bytes) -> bytes:
@@ -142,20 +143,26 @@ def _without_blank_runs(data: Bytes) -> Bytes:
     `data` begins and ends with something else.
     """
     is_blank = data == _SPACE
-    is_blank |= data == _TAB
+    if (is_tab := data == _TAB).any():
+        is_blank |= is_tab
     is_newline = data == _NEWLINE
-    surplus = np.zeros(len(data), np.int8)
-    surplus[1:-1] = is_blank[1:-1] & ~is_blank[:-2] & is_newline[2:]
+    is_kept = np.ones(len(data), bool)
+    is_kept[1:-1] = (is_blank[1:-1] & is_newline[2:]) <= is_blank[:-2]  # all but a blank alone at a line's end
     pairs = is_blank[:-1] & is_blank[1:]
-    firsts = np.flatnonzero(pairs[1:] & ~is_blank[:-2]) + 1  # of runs of two or more, and their lasts
-    lasts = np.flatnonzero(pairs[:-1] & ~is_blank[2:]) + 1
+    firsts = np.flatnonzero(pairs[1:] > is_blank[:-2]) + 1  # of runs of two or more, and their lasts
+    lasts = np.flatnonzero(pairs[:-1] > is_blank[2:]) + 1
     ends_line = is_newline[lasts + 1]
-    inside = ~ends_line & ~is_newline[firsts - 1]
+    is_inside = (data[firsts - 1] != _NEWLINE) & ~ends_line
     data = data.copy()
-    data[firsts[inside]] = _SPACE
-    change = np.zeros(len(data), np.int8)
-    change[firsts[ends_line]] = change[firsts[inside] + 1] = 1
-    change[lasts[ends_line | inside] + 1] = -1
-    surplus |= np.cumsum(change, dtype=np.int8)
-    kept: Bytes = data[surplus == 0]
+    data[firsts[is_inside]] = _SPACE
+    firsts[is_inside] += 1
+    is_kept[_ranges(firsts[ends_line | is_inside], lasts[ends_line | is_inside])] = False
+    kept: Bytes = data[is_kept]
     return kept
+
+
+def _ranges(firsts: Positions, lasts: Positions) -> Positions:
+    """All places from each first to its last."""
+    lengths = lasts - firsts + 1
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(firsts - before, lengths) + np.arange(lengths.sum())
