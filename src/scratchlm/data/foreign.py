@@ -81,6 +81,24 @@ def adopt(folder: str | Path, tokenizer: str, context_length: int) -> dict[str, 
     return write_manifest(folder, spelling.vocab_size, settings, card, inputs_of([], tokenizer))
 
 
+def require_same_tokenizer(manifest: dict[str, Any], tokenizer: str) -> None:
+    """Refuses a `data.tokenizer` that is not the one an adopted folder was taken up with; a kind asks for none.
+
+    Args:
+        manifest: Of the folder.
+        tokenizer: `data.tokenizer`.
+
+    Raises:
+        BadValue: It names another.
+    """
+    before = manifest["settings"]["tokenizer"] or f"the characters of {_META}"
+    if tokenizer not in KINDS and tokenizer != before:
+        raise BadValue(
+            f"data.tokenizer={tokenizer}: these token files were adopted with {before}. Leave it out, or adopt them "
+            "anew: scratchlm prepare --fresh true."
+        )
+
+
 def characters_of(path: str | Path) -> dict[str, int]:
     """The characters of nanoGPT's `meta.pkl` and their ids. No code in it is run: it may hold plain values only.
 
@@ -143,8 +161,8 @@ def _tokenizer(folder: Path, tokenizer: str) -> tuple[Tokenizer, int]:
 def _ids(key: str, path: Path) -> Ids:
     if has_header(path):
         raise BadValue(
-            f"{key}: {path.name} begins with llm.c's header, and a bin has none. Name another data.folder, and give the "
-            f"file as a source: --data.sources '{{web: {path}}}', with data.tokenizer=PATH."
+            f"{key}: {path.name} begins with llm.c's header, and a bin has none. Name another data.folder, and give "
+            f"the file as a source: --data.sources '{{web: {path}}}', with data.tokenizer=PATH."
         )
     return open_ids(key, path)
 
