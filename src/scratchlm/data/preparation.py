@@ -23,6 +23,7 @@ from scratchlm.data.bins import (
     write_manifest,
 )
 from scratchlm.data.card import card_of, warnings_for
+from scratchlm.data.foreign import adopt, is_foreign, require_same_tokenizer
 from scratchlm.data.inputs import changes, inputs_of
 from scratchlm.data.supply import Reading
 from scratchlm.errors import BadValue
@@ -114,14 +115,15 @@ class Corpus:
         self.parsed_sources = parse_sources(sources or {})
 
     def _faults(self) -> Iterator[str]:
-        if not self.sources:
+        adopts = not self.sources and bool(self.folder) and is_foreign(self.folder)
+        if not self.sources and not adopts:
             yield (
                 "data.sources: no source of text is named. Name a file, --data.sources '{text: input.txt}', "
                 "or a built-in source, --data.sources '{tales: builtin:tiny-tales}'."
             )
         if not self.folder:
             yield "data.folder=: names no folder. Give the folder that bins are to be in, such as --data.folder bins."
-        elif self.tokenizer not in KINDS:
+        elif self.tokenizer not in KINDS and not adopts:
             folder, adopted = os.path.realpath(self.folder), os.path.realpath(self.tokenizer)
             if adopted in (folder, *(os.path.join(folder, name) for name in TOKENIZER_FILES)):
                 yield (
@@ -181,6 +183,8 @@ class Corpus:
                 is then as it was before.
         """
         folder = Path(self.folder)
+        if not self.sources:
+            return self._adopt(folder, fresh)
         if is_prepared(folder) and not fresh:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
@@ -197,6 +201,18 @@ class Corpus:
         with _owned(folder) as staging:
             manifest = _write(self, pinned, facts, staging)
             publish(staging, folder)
+        _warn(manifest["card"]["warnings"])
+        return manifest
+
+    def _adopt(self, folder: Path, fresh: bool) -> dict[str, Any]:
+        if is_prepared(folder) and not fresh:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest)
+            require_same_tokenizer(manifest, self.tokenizer)
+            _warn(changes([], manifest["settings"]["tokenizer"] or KINDS[0], manifest.get("inputs", {})))
+            return manifest
+        with folder_lock(folder, _LOCK):
+            manifest = adopt(folder, self.tokenizer, self.context_length)
         _warn(manifest["card"]["warnings"])
         return manifest
 
