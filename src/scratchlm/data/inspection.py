@@ -94,8 +94,10 @@ def show(
     source = manifest["card"]["sources"][entry["source"]]
     print(f"document {document:,} of {len(bin_.documents):,} in {split}.bin")
     print(f"source {entry['source']}: {source['name']}, {source['uri']}")
-    print(f"tokens {first:,} to {end - 1:,}, {end - first:,} with the end of text; hash {int(entry['hash']):016x}")
     tokenizer = load(folder)
+    is_ended = bin_.tokens[end - 1] == tokenizer.end_of_text_id
+    counted = f"{end - first:,} {'with the' if is_ended else 'without an'} end of text"
+    print(f"tokens {first:,} to {end - 1:,}, {counted}; hash {int(entry['hash']):016x}")
     if at is None:
         print()
         for piece in _text(tokenizer, bin_.tokens[first:end]):

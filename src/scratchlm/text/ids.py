@@ -164,7 +164,9 @@ def _of_bytes(key: str, path: Path, n_bytes: int) -> Ids:
     offset, told = 0, None
     if has_header(path):
         offset = _HEADER_WORDS * _HEADER.itemsize
-        magic, version, told = np.fromfile(path, _HEADER, 3).tolist() if n_bytes >= offset else (_MAGIC_UINT16, 0, 0)
+        if n_bytes < offset:
+            raise BrokenState(f"{key}: {path} is cut short in its header (llm.c's, {offset:,} bytes). Copy it again.")
+        magic, version, told = np.fromfile(path, _HEADER, 3).tolist()
         if magic == _MAGIC_UINT32:
             raise BadValue(
                 f"{key}: {path} holds ids of 4 bytes (llm.c's file for Llama 3), and a bin holds ids of 2 (uint16). "
