@@ -9,16 +9,18 @@ import codecs
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from scratchlm.errors import BadValue, MissingFile
 from scratchlm.files.whole import write_text
+from scratchlm.text.encoders import SURROGATE, bulk_encoder, disagreement, fastokens_version, probes
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 END_OF_TEXT = SPECIAL_TOKENS[0]
@@ -34,17 +36,17 @@ os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLEL
 # Training takes time that grows with the square of a word's length, so it sees a long run without a blank, such as
 # base64 or DNA, and a long run of blanks in pieces of about this many characters (chosen, not tuned).
 _LONGEST_WORD = 1_000
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: a str can hold it, UTF-8 cannot
 
 
 class Tokenizer:
     """Gives back every text it can spell; to it, the literal text of a special token is ordinary text."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, encoder: str = "tokenizers") -> None:
         """Adds the special tokens that `inner` lacks, and looks up what every id stands for.
 
         Args:
             inner: From `train`, `load` or `from_json`, which make sure that it can be what this class promises.
+            encoder: What `encode_flat` works with; `choose_encoder` finds the best.
 
         Raises:
             BadValue: The vocabulary does not fit uint16, or `inner` does not give back its text.
@@ -75,6 +77,7 @@ class Tokenizer:
         self._alphabet = {piece for piece in self._bytes if piece}
         self._byte_gaps = set() if self.kind == "char" else {n for n in range(256) if bytes([n]) not in self._alphabet}
         self._check()
+        self._use(encoder)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text; nothing is put before or behind.
@@ -92,23 +95,66 @@ class Tokenizer:
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts, as `encode` gives them one by one, on all cores."""
-        whole = [_SURROGATE.sub("\ufffd", text) for text in texts]
-        if self.kind == "char" or self._byte_gaps:
-            unknown = sorted({character for text in whole for character in self.unknown_characters(text)})
-            if unknown:
-                raise BadValue(
-                    f"text: the tokenizer cannot spell {_spelled_out(unknown)}, which its training text did not hold. "
-                    "Leave the character out, or train a tokenizer that spells any text: data.tokenizer=bpe."
-                )
+        self._check_spelling(texts)
+        whole = [SURROGATE.sub("\ufffd", text) for text in texts]
         return [encoding.ids for encoding in self._inner.encode_batch_fast(whole, add_special_tokens=False)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """The ids of many texts in one array, as `encode` gives them one by one, by the library in `encoder`.
+
+        Args:
+            texts: Any texts, of any length; a long one goes through the library in pieces where that changes no id.
+
+        Returns:
+            ids (n_ids,) and offsets (n_texts + 1,): text i has ids[offsets[i] : offsets[i + 1]].
+
+        Raises:
+            BadValue: A character cannot be spelled; the line names it.
+        """
+        self._check_spelling(texts)
+        return self._encode_flat(texts)
+
+    def choose_encoder(self, sample: Sequence[str]) -> str:
+        """Makes `encode_flat` use `fastokens` where that gives the ids of `tokenizers`, else `tokenizers`.
+
+        Args:
+            sample: Texts of the corpus to compare the two on, a few MB: `tokenizers` takes a second for 5 to 20 MB.
+                Texts with special tokens in them and other known traps are compared as well.
+
+        Returns:
+            One line that says which and why; `encoder` is the name, for `from_json` in another process.
+        """
+        self._use("tokenizers")
+        installed = fastokens_version()
+        if installed is None:
+            return (
+                "encoding with tokenizers: fastokens, several times as fast, is not installed (pip install fastokens)"
+            )
+        try:
+            fast = bulk_encoder("fastokens", self._inner, json.loads(self.to_json()))
+        except Exception as error:  # ValueError today; whatever a young library raises, tokenizers can go on
+            return f"encoding with tokenizers: fastokens {installed} cannot read this tokenizer ({error})"
+        specials = [token.content for token in self._inner.get_added_tokens_decoder().values()]
+        texts = [text for text in (*probes(specials), *sample) if not self.unknown_characters(text)]
+        differs = disagreement(fast, self._encode_flat, texts)
+        if differs is not None:
+            shown = differs if len(differs) <= 60 else differs[:60] + "..."
+            return f"encoding with tokenizers: fastokens {installed} gives other ids for {shown!r}"
+        self._use("fastokens")
+        return f"encoding with fastokens {installed}: the ids of tokenizers on {len(texts):,} texts to compare them on"
+
+    def _use(self, encoder: str) -> None:
+        self._encode_flat = bulk_encoder(encoder, self._inner, json.loads(self.to_json()))
+        self.encoder = encoder
 
     def unknown_characters(self, text: str) -> list[str]:
         """The characters of `text` that it has no ids for, sorted; always none where it knows all 256 bytes."""
-        if self.kind == "char":
-            return sorted(character for character in set(text) if character.encode() not in self._alphabet)
-        if not self._byte_gaps:
+        if self.kind != "char" and not self._byte_gaps:
             return []
-        return sorted(character for character in set(text) if not self._byte_gaps.isdisjoint(character.encode()))
+        characters = set(SURROGATE.sub("\ufffd", text))
+        if self.kind == "char":
+            return sorted(character for character in characters if character.encode() not in self._alphabet)
+        return sorted(character for character in characters if not self._byte_gaps.isdisjoint(character.encode()))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -136,6 +182,16 @@ class Tokenizer:
             write_text(folder / "vocab.json", json.dumps(dict(vocabulary), ensure_ascii=False))
             write_text(
                 folder / "merges.txt", "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
+            )
+
+    def _check_spelling(self, texts: Sequence[str]) -> None:
+        if self.kind != "char" and not self._byte_gaps:
+            return
+        unknown = sorted({character for text in texts for character in self.unknown_characters(text)})
+        if unknown:
+            raise BadValue(
+                f"text: the tokenizer cannot spell {_spelled_out(unknown)}, which its training text did not hold. "
+                "Leave the character out, or train a tokenizer that spells any text: data.tokenizer=bpe."
             )
 
     def _check(self) -> None:
@@ -206,7 +262,7 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, min_frequency: int =
         )
     if min_frequency < 1:
         raise BadValue(f"data.min_frequency={min_frequency}: a pair is seen once at least. Take 1 or more.")
-    whole = (_SURROGATE.sub("\ufffd", text) for text in texts if text)
+    whole = (SURROGATE.sub("\ufffd", text) for text in texts if text)
     first = next(whole, None)
     if first is None:
         raise BadValue(f"data.tokenizer={kind}: there is no text to train it on. Name sources that have some.")
@@ -266,14 +322,18 @@ def load(path: str | Path) -> Tokenizer:
     )
 
 
-def from_json(text: str) -> Tokenizer:
+def from_json(text: str, encoder: str = "tokenizers") -> Tokenizer:
     """The tokenizer whose `tokenizer.json` has this content.
 
     Whatever would change, cut or decorate a text is taken off an adopted one: truncation, padding, dropout, the tokens
     that its post-processor puts around a text, NFC (cleaning has a switch of its own, `data.normalize`).
 
+    Args:
+        text: The JSON.
+        encoder: What `encode_flat` works with: the `encoder` that `Tokenizer.choose_encoder` has settled on.
+
     Raises:
-        BadValue: As for `load`.
+        BadValue: As for `load`, or `encoder` is not installed here.
     """
     try:
         settings: dict[str, Any] = json.loads(text)
@@ -292,7 +352,7 @@ def from_json(text: str) -> Tokenizer:
         raise BadValue(
             f"data.tokenizer: not a tokenizer.json ({error}). Name one that Hugging Face tokenizers can read."
         ) from None
-    return Tokenizer(inner)
+    return Tokenizer(inner, encoder)
 
 
 def _kind_of(settings: dict[str, Any]) -> str:
