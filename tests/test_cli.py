@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -472,3 +474,26 @@ def test_bins_with_a_flipped_bit_are_refused_where_they_are_verified(
     lines = [line for line in capfd.readouterr().err.splitlines() if "broken" in line]
     assert len(lines) == 1
     assert "bins/train.bin: not as it was written" in lines[0]
+
+
+def test_token_files_of_others_are_adopted_trained_on_and_talk(
+    tmp_path: Path, command: Command, refusal: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_text(tmp_path / "input.txt")
+    text = (tmp_path / "input.txt").read_text()
+    characters = {character: id for id, character in enumerate(sorted(set(text)))}
+    (tmp_path / "bins").mkdir()
+    for split, part in (("train", text[:-2000]), ("val", text[-2000:])):
+        np.array([characters[character] for character in part], np.uint16).tofile(tmp_path / "bins" / f"{split}.bin")
+    sizes = [word for word in TINY if not word.startswith(("--data.sources", "--data.vocab", "--data.split"))]
+    assert "data.tokenizer=" in refusal("fit", *sizes, "--trainer.max_steps=2")
+    (tmp_path / "bins" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 99, "stoi": characters}))
+    command("prepare", "--data.folder=bins")
+    command("fit", *sizes, "--trainer.max_steps=2", "--data.verify=true")
+    command("validate", "--ckpt_path=run/checkpoints/best.ckpt")
+    assert "val/bins/loss" in capfd.readouterr().out
+    command("generate", "--checkpoint=run/checkpoints/best.ckpt", "--prompt=the cat")
+    assert capfd.readouterr().out.startswith("the cat")
+    command("corpus", "check", "--folder=bins")
+    command("corpus", "show", "--folder=bins", "--at=9", "--split=val")
+    assert "position 9" in capfd.readouterr().out

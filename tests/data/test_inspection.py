@@ -10,7 +10,6 @@ from scratchlm.data.inspection import check, damage, show
 from scratchlm.data.preparation import Corpus
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.text.cleaning import content_hash
-from scratchlm.text.ids import DocumentStarts
 from scratchlm.text.tokenizer import load
 
 CONTEXT = 8
@@ -245,25 +244,6 @@ def test_a_check_reads_in_pieces_of_any_length(prepared, monkeypatch):
     monkeypatch.setattr("scratchlm.data.inspection._CHUNK_DOCUMENTS", 3)
     for split in ("documents", "tail"):
         assert damage(prepared / split, read_manifest(prepared / split)) == {}
-
-
-def starts_said_plainly(ids, end):
-    """A document begins at 0, and at every id that follows an end of text and is none, once there was text."""
-    found = [0] if ids else []
-    for at in range(1, len(ids)):
-        if ids[at] != end and ids[at - 1] == end and any(id != end for id in ids[:at]):
-            found.append(at)
-    return found
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_documents_begin_behind_every_run_of_separators(seed):
-    draw = np.random.default_rng(seed)
-    ids = draw.integers(0, 3, draw.integers(0, 40)).astype(np.uint16)
-    cuts = np.sort(draw.integers(0, len(ids) + 1, 5))
-    begins = DocumentStarts(0)
-    found = [int(start) for piece in np.split(ids, cuts) for start in begins.add(piece)]
-    assert found == starts_said_plainly(ids.tolist(), 0)
 
 
 def shown(capsys, *arguments, **values):

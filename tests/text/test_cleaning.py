@@ -3,7 +3,6 @@
 import json
 import pickle
 import random
-import sys
 import unicodedata
 from typing import Any
 

@@ -155,7 +155,9 @@ def test_one_huge_document_takes_little_memory_beside_its_ids() -> None:
     ids, _ = tokenizer.encode_flat([text])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 * ids.nbytes + 6e6  # what its pieces gave, and that joined; whole, fastokens alone gives 4 bytes an id
+    assert (
+        peak < 2 * ids.nbytes + 6e6
+    )  # what its pieces gave, and that joined; whole, fastokens alone gives 4 bytes an id
 
 
 def test_the_choice_is_the_fastest_that_agrees_and_says_so() -> None:

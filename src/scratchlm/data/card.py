@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.bins import Bin
-from scratchlm.data.supply import Supply
 from scratchlm.text.documents import Source
 from scratchlm.text.tokenizer import Tokenizer
 
@@ -30,6 +29,8 @@ class Tally:
     n_bytes: int = 0  # of text, each document once
     n_characters: int = 0
     n_words: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # documents, by reason
+    cleaning: list[dict[str, Any]] = field(default_factory=list)  # what each step did, as its report says
 
     def add(self, split: str, n_tokens: int, pass_number: int) -> None:
         """Books a document of `split`."""
@@ -63,7 +64,6 @@ def card_of(
     sources: Sequence[Source],
     facts: Sequence[dict[str, Any]],
     tallies: Sequence[Tally],
-    supplies: Sequence[Supply],
     tokenizer: Tokenizer,
     total_tokens: int | None,
     val_fraction: float,
@@ -75,7 +75,6 @@ def card_of(
         sources: In the order of their numbers.
         facts: `text.documents.describe` of each.
         tallies: What was written of each.
-        supplies: Where its documents came from, for what was dropped.
         tokenizer: Spells the tokens.
         total_tokens: Tokens of train.bin that were asked for, None for all there are.
         val_fraction: Part that was asked for validation.
@@ -86,7 +85,7 @@ def card_of(
     weight = sum(source.weight for source in sources)
     tokens = sum((tally.tokens for tally in tallies), Counter[str]())
     entries = []
-    for number, (source, fact, tally, supply) in enumerate(zip(sources, facts, tallies, supplies, strict=True)):
+    for number, (source, fact, tally) in enumerate(zip(sources, facts, tallies, strict=True)):
         first, last = _ends(folder, number, tokenizer)
         entries.append(
             {
@@ -102,8 +101,8 @@ def card_of(
                 "achieved_share": tally.tokens["train"] / max(1, tokens["train"]),
                 "repetitions": tally.tokens["train"] / max(1, tally.first_pass_tokens),
                 "passes": tally.passes,
-                "dropped": supply.all_dropped(),
-                "cleaning": supply.report.to_json() if supply.report else {},
+                "dropped": tally.dropped,
+                "cleaning": tally.cleaning,
                 "first_tokens": first,
                 "last_tokens": last,
             }

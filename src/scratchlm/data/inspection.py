@@ -94,8 +94,10 @@ def show(
     source = manifest["card"]["sources"][entry["source"]]
     print(f"document {document:,} of {len(bin_.documents):,} in {split}.bin")
     print(f"source {entry['source']}: {source['name']}, {source['uri']}")
-    print(f"tokens {first:,} to {end - 1:,}, {end - first:,} with the end of text; hash {int(entry['hash']):016x}")
     tokenizer = load(folder)
+    is_ended = bin_.tokens[end - 1] == tokenizer.end_of_text_id
+    counted = f"{end - first:,} {'with the' if is_ended else 'without an'} end of text"
+    print(f"tokens {first:,} to {end - 1:,}, {counted}; hash {int(entry['hash']):016x}")
     if at is None:
         print()
         for piece in _text(tokenizer, bin_.tokens[first:end]):
@@ -261,42 +263,33 @@ class _Reading:
         """Decodes some documents and compares them with the hashes that were taken of their texts."""
         is_cut = self.manifest["settings"].get("split") == "tail"
         for split in ("train",) if is_cut else splits:
-            for number, ids, hash_ in self._samples(split, splits if is_cut else [split]):
-                if self.is_adopted:
-                    agrees = ids_hash(ids) == hash_
-                else:
-                    text = tokenizer.decode(ids.tolist())
-                    # What no UTF-8 can hold was replaced on its way to ids, after it was hashed.
-                    agrees = content_hash(text) == hash_ or "\ufffd" in text
-                if not agrees:
+            bin_, n_tokens = Bin(self.folder, split), 0
+            for number in sorted({*np.linspace(0, len(bin_.documents) - 1, _SAMPLED_DOCUMENTS).astype(int).tolist()}):
+                hash_ = int(bin_.documents["hash"][number])
+                parts = [bin_.tokens[slice(*_span(bin_, number))]]
+                if is_cut:
+                    parts += [_find(Bin(self.folder, other), hash_) for other in splits if other != split]
+                n_tokens += sum(map(len, parts))
+                if n_tokens <= _SAMPLED_TOKENS and not self._agrees(tokenizer, parts, hash_):
                     what = f"reads document {number:,} of {split}.bin otherwise than it was written"
                     self._blame("tokenizer.json", f"{what}: another tokenizer made these bins")
                     return
 
-    def _samples(self, split: str, holding: list[str]) -> Iterator[tuple[int, NDArray[np.uint16], int]]:
-        """(number, ids, hash) of documents spread over a split, with what other splits hold of each."""
-        bin_, n_tokens = Bin(self.folder, split), 0
-        n_documents = len(bin_.documents)
-        for number in sorted({*np.linspace(0, n_documents - 1, _SAMPLED_DOCUMENTS).astype(int).tolist()}):
-            hash_ = int(bin_.documents["hash"][number])
-            pieces = [_span(bin_, number)]
-            parts = [bin_.tokens[slice(*pieces[0])]]
-            for other in holding:
-                if other != split and (found := _find(Bin(self.folder, other), hash_)) is not None:
-                    parts.append(found)
-            n_tokens += sum(map(len, parts))
-            if n_tokens > _SAMPLED_TOKENS:
-                return
-            yield number, np.concatenate([part[:-1] for part in parts]), hash_
+    def _agrees(self, tokenizer: Tokenizer, parts: list[NDArray[np.uint16]], hash_: int) -> bool:
+        if self.is_adopted:
+            return ids_hash(parts[0]) == hash_
+        text = tokenizer.decode(np.concatenate([part[:-1] for part in parts]).tolist())
+        # What no UTF-8 can hold was replaced on its way to ids, after it was hashed.
+        return content_hash(text) == hash_ or "\ufffd" in text
 
 
-def _find(bin_: Bin, hash_: int) -> NDArray[np.uint16] | None:
-    """The ids of the first document with that hash, its end of text included."""
+def _find(bin_: Bin, hash_: int) -> NDArray[np.uint16]:
+    """The ids of the first document with that hash, its end of text included; none where there is no such document."""
     for i in range(0, len(bin_.documents), _CHUNK_DOCUMENTS):
         found = np.flatnonzero(bin_.documents["hash"][i : i + _CHUNK_DOCUMENTS] == np.uint64(hash_))
         if len(found):
             return bin_.tokens[slice(*_span(bin_, i + int(found[0])))]
-    return None
+    return bin_.tokens[:0]
 
 
 def _agree(written: NDArray[np.uint64], expected: NDArray[np.int64]) -> bool:

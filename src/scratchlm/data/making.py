@@ -115,13 +115,16 @@ class Making:
 
             assembly.run(corpus.total_tokens, commit)
             commit()
+        for tally, supply in zip(assembly.tallies, supplies, strict=True):
+            tally.dropped = supply.all_dropped()
+            tally.cleaning = supply.report.to_json() if supply.report else []
+        _show_cleaning(supplies)
         hashes = {f"{name}.bin": writer.sha256 for name, writer in writers.items()}
         card = card_of(
             staging.path,
             self.sources,
             self.facts,
             assembly.tallies,
-            supplies,
             tokenizer,
             corpus.total_tokens,
             corpus.val_fraction,
@@ -249,6 +252,15 @@ class Making:
             f"{folder}: no space left; {more}, and {free:,} are free. Make space and run again: it goes on from where "
             "it stopped."
         )
+
+
+def _show_cleaning(supplies: Sequence[Supply]) -> None:
+    """Prints what each step of cleaning did and how fast, over all sources."""
+    whole, *others = [supply.report for supply in supplies if supply.report] or [None]
+    if whole:
+        for report in others:
+            whole.merge(report)
+        print(f"{whole.table()}\n", file=sys.stderr)
 
 
 def _texts(own: Sequence[Lane], cleaner: Cleaner) -> Iterator[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scratchlm.data.bins import TOKENIZER_FILES, check_files, is_prepared, read_manifest
+from scratchlm.data.foreign import adopt, is_foreign, require_same_tokenizer
 from scratchlm.data.inputs import changes, stamps_of
 from scratchlm.data.making import Making
-from scratchlm.data.staging import Staging
+from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
+from scratchlm.files.lock import folder_lock
 from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, describe_all, parse_sources
 from scratchlm.text.hub import Access
@@ -117,14 +119,15 @@ class Corpus:
         self.parsed_sources = parse_sources(sources or {})
 
     def _faults(self) -> Iterator[str]:
-        if not self.sources:
+        adopts = not self.sources and bool(self.folder) and is_foreign(self.folder)
+        if not self.sources and not adopts:
             yield (
                 "data.sources: no source of text is named. Name a file, --data.sources '{text: input.txt}', "
                 "or a built-in source, --data.sources '{tales: builtin:tiny-tales}'."
             )
         if not self.folder:
             yield "data.folder=: names no folder. Give the folder that bins are to be in, such as --data.folder bins."
-        elif self.tokenizer not in KINDS:
+        elif self.tokenizer not in KINDS and not adopts:
             folder, adopted = os.path.realpath(self.folder), os.path.realpath(self.tokenizer)
             if adopted in (folder, *(os.path.join(folder, name) for name in TOKENIZER_FILES)):
                 yield (
@@ -195,6 +198,8 @@ class Corpus:
                 call then goes on from there.
         """
         folder, staging = Path(self.folder), Staging(self.folder)
+        if not self.sources:
+            return self._adopt(folder, fresh)
         if staging.waits_to_be_published:
             with staging.owned():
                 staging.publish()
@@ -229,6 +234,18 @@ class Corpus:
         return [
             replace(source, revision=fact["revision"]) for source, fact in zip(self.parsed_sources, facts, strict=True)
         ]
+
+    def _adopt(self, folder: Path, fresh: bool) -> dict[str, Any]:
+        if is_prepared(folder) and not fresh:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest)
+            require_same_tokenizer(manifest, self.tokenizer)
+            _warn(changes([], manifest["settings"]["tokenizer"] or KINDS[0], manifest.get("inputs", {})))
+            return manifest
+        with folder_lock(folder, LOCK):
+            manifest = adopt(folder, self.tokenizer, self.context_length)
+        _warn(manifest["card"]["warnings"])
+        return manifest
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         asked, found = _flat(self.settings), _flat(made_with)

@@ -18,7 +18,7 @@ from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, sync_folder, told_if_unwritable, write_json
 
 STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
-_LOCK = "prepare.lock"
+LOCK = "prepare.lock"
 _PLAN, _COMMIT = "plan.json", "commit.json"
 
 
@@ -41,8 +41,8 @@ class Staging:
         Raises:
             BrokenState: Another process holds it (the line names it), or it cannot be written.
         """
-        was_there, was_locked_before = self.folder.exists(), (self.folder / _LOCK).exists()
-        with folder_lock(self.folder, _LOCK):
+        was_there, was_locked_before = self.folder.exists(), (self.folder / LOCK).exists()
+        with folder_lock(self.folder, LOCK):
             try:
                 yield
             except BaseException as error:
@@ -50,7 +50,7 @@ class Staging:
                 if isinstance(error, BadValue) or not is_worth_keeping:
                     self.clear()
                     if not was_locked_before:
-                        (self.folder / _LOCK).unlink()
+                        (self.folder / LOCK).unlink()
                     if not was_there:
                         with suppress(OSError):  # someone has put a file there meanwhile
                             self.folder.rmdir()
