@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchlm.text import near, tokenizer
-from scratchlm.text.cleaning import Cleaner, Kept, content_hash
+from scratchlm.text.cleaning import Cleaner, content_hash
 from scratchlm.text.cleaning_report import Report
 from scratchlm.text.lanes import Cursor, Lane
 from scratchlm.text.parts import Row
@@ -81,16 +81,14 @@ class BlockMaker:
 
     def _block(self, rows: Sequence[Row], whole_files: bool) -> Block:
         cleaner = Cleaner(self._recipe.cleaning, whole_files)
-        cleaned = cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows])
-        kept = [document for document in cleaned if document]
-        texts = [document.text for document in kept]
-        ids, offsets = self._tokenizer.encode_flat(texts)
+        kept = cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows])
+        ids, offsets = self._tokenizer.encode_flat(kept.texts)
         return Block(
             ids,
             offsets,
-            np.array([content_hash(document.utf8) for document in kept], np.uint64),
-            np.array([_sizes(document) for document in kept], np.int64).reshape(-1, 3),
-            self._near_keys(texts),
+            np.array([content_hash(data) for data in kept.utf8], np.uint64),
+            np.array(list(map(_sizes, kept.texts, kept.utf8)), np.int64).reshape(-1, 3),
+            self._near_keys(kept.texts),
             cleaner.report,
         )
 
@@ -100,7 +98,6 @@ class BlockMaker:
         return near.band_keys(texts, self._recipe.near_duplicates)
 
 
-def _sizes(document: Kept) -> tuple[int, int, int]:
+def _sizes(text: str, data: bytes) -> tuple[int, int, int]:
     """Bytes, characters, and words: what stands between blanks, as long as these come one at a time."""
-    data = document.utf8
-    return len(data), len(document.text), data.count(b" ") + data.count(b"\n") - data.count(b"\n\n") + 1
+    return len(data), len(text), data.count(b" ") + data.count(b"\n") - data.count(b"\n\n") + 1

@@ -256,11 +256,11 @@ class Making:
 
 def _show_cleaning(supplies: Sequence[Supply]) -> None:
     """Prints what each step of cleaning did and how fast, over all sources."""
-    whole, *others = [supply.report for supply in supplies if supply.report] or [None]
-    if whole:
-        for report in others:
-            whole.merge(report)
-        print(f"{whole.table()}\n", file=sys.stderr)
+    reports = [supply.report for supply in supplies if supply.report]
+    for report in reports[1:]:
+        reports[0].merge(report)
+    if reports:
+        print(f"{reports[0].table()}\n", file=sys.stderr)
 
 
 def _texts(own: Sequence[Lane], cleaner: Cleaner) -> Iterator[str]:
@@ -271,8 +271,7 @@ def _texts(own: Sequence[Lane], cleaner: Cleaner) -> Iterator[str]:
         if found := next(stream, None):
             streams.append(stream)
             rows, _ = found
-            cleaned = cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows])
-            yield from (document.text for document in cleaned if document)
+            yield from cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows]).texts
 
 
 def _bytes_in(staging: Staging) -> int:
