@@ -584,7 +584,14 @@ def test_the_card_table_shows_what_was_asked_and_what_was_achieved(folder, three
     tokenizer = load(folder)
     first = next(ids for source, _, ids in train if source == 0)
     last = next(ids for source, _, ids in reversed(train) if source == 0)
-    assert f"short: {tokenizer.decode(first[:12])!r} ... {tokenizer.decode(last[-13:])!r}" in table
+    assert f"  {tokenizer.decode(first[:12])!r} ... {tokenizer.decode(last[-13:])!r}" in table
+    entry = manifest["card"]["sources"][0]
+    written = {hash_: ids for source, hash_, ids in train + documents_of(folder, "val") if source == 0}
+    n_words = sum(len(tokenizer.decode(ids).split()) for ids in written.values())
+    assert entry["words"] == n_words
+    assert entry["tokens_a_word"] == round(sum(len(ids) - 1 for ids in written.values()) / n_words, 3)
+    assert f"{entry['tokens_a_word']:.2f}" in short
+    assert f"short: {three['short']['uri']}; licence: not known; dropped: none" in table
     assert json.loads(json.dumps(manifest)) == manifest
 
 

@@ -99,5 +99,7 @@ class BlockMaker:
 
 
 def _sizes(text: str, data: bytes) -> tuple[int, int, int]:
-    """Bytes, characters, and words: what stands between blanks, as long as these come one at a time."""
-    return len(data), len(text), data.count(b" ") + data.count(b"\n") - data.count(b"\n\n") + 1
+    """Bytes, characters, and words: what stands between blanks of ASCII."""
+    is_blank = np.frombuffer(data, np.uint8) <= ord(" ")
+    n_words = np.count_nonzero(is_blank[:-1] > is_blank[1:]) + (not is_blank[0])
+    return len(data), len(text), int(n_words)

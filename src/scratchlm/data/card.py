@@ -80,7 +80,9 @@ def card_of(
         val_fraction: Part that was asked for validation.
 
     Returns:
-        Plain values: `sources` (a list), `tokens` by split, `characters`, `asked_tokens`, `val_fraction`.
+        Plain values: `sources` (a list; of each: name, uri, revision, licence, documents and tokens by split, bytes,
+        characters, words, tokens a word, asked and achieved share, repetitions, passes, what was dropped, what each
+        step of cleaning did, first and last tokens), `tokens` by split, `characters`, `asked_tokens`, `val_fraction`.
     """
     weight = sum(source.weight for source in sources)
     tokens = sum((tally.tokens for tally in tallies), Counter[str]())
@@ -142,38 +144,60 @@ def card_table(manifest: dict[str, Any]) -> str:
         Lines without an end of line behind the last.
     """
     card = manifest["card"]
-    rows: list[tuple[str, ...]] = [
-        ("source", "documents", "tokens", "val", "test", "asked", "achieved", "repeated", "dropped")
-    ]
-    for entry in card["sources"]:
-        counts = entry["tokens"]
-        rows.append(
-            (
-                entry["name"],
-                f"{entry['documents'].get('train', 0):,}",
-                *(f"{counts.get(split, 0):,}" for split in ("train", "val", "test")),
-                f"{entry['asked_share']:.1%}",
-                f"{entry['achieved_share']:.1%}",
-                f"{entry['repetitions']:.2f} x" if entry["passes"] > 1 else "once",
-                ", ".join(f"{n:,} {reason}" for reason, n in entry["dropped"].items()) or "none",
-            )
-        )
+    head = ("source", "documents", "text", "tokens", "a word", "val", "test", "asked", "achieved", "repeated")
+    rows = [head, *map(_row, card["sources"])]
     documents = sum(entry["documents"].get("train", 0) for entry in card["sources"])
-    totals = (f"{card['tokens'].get(split, 0):,}" for split in ("train", "val", "test"))
-    rows.append(("all", f"{documents:,}", *totals, "", "", "", ""))
+    n_bytes = sum(entry["bytes"] for entry in card["sources"])
+    train, val, test = (f"{card['tokens'].get(split, 0):,}" for split in ("train", "val", "test"))
+    rows.append(("all", f"{documents:,}", _megabytes(n_bytes), train, "", val, test, "", "", ""))
     if not card["tokens"].get("test"):
-        rows = [row[:4] + row[5:] for row in rows]
+        rows = [row[:6] + row[7:] for row in rows]
     lines = [_aligned(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
-    lines.append("")
     for entry in card["sources"]:
-        lines.append(f"{entry['name']}: {entry['first_tokens']!r} ... {entry['last_tokens']!r}")
-    lines.append(f"{manifest['vocab_size']:,} ids in the vocabulary, {card['characters']:,} characters of text")
+        lines += ["", *_provenance(entry)]
+    lines += ["", f"{manifest['vocab_size']:,} ids in the vocabulary, {card['characters']:,} characters of text"]
     return "\n".join(lines)
 
 
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    counts = entry["tokens"]
+    train, val, test = (f"{counts.get(split, 0):,}" for split in ("train", "val", "test"))
+    return (
+        entry["name"],
+        f"{entry['documents'].get('train', 0):,}",
+        _megabytes(entry["bytes"]),
+        train,
+        f"{entry['tokens_a_word']:.2f}",
+        val,
+        test,
+        f"{entry['asked_share']:.1%}",
+        f"{entry['achieved_share']:.1%}",
+        f"{entry['repetitions']:.2f} x" if entry["passes"] > 1 else "once",
+    )
+
+
+def _provenance(entry: dict[str, Any]) -> list[str]:
+    """Where a source came from, what of it went, and how it begins and ends."""
+    revision = f" at {entry['revision']}" if entry["revision"] else ""
+    dropped = ", ".join(f"{n:,} {reason}" for reason, n in entry["dropped"].items()) or "none"
+    return [
+        f"{entry['name']}: {entry['uri']}{revision}; licence: {entry['licence'] or 'not known'}; dropped: {dropped}",
+        f"  {entry['first_tokens']!r} ... {entry['last_tokens']!r}",
+        *(
+            f"  {step['step']} dropped {example['id']}: {example['reason']}: {example['text']!r}"
+            for step in entry["cleaning"]
+            for example in step["examples"]
+        ),
+    ]
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
+
+
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    first, *numbers, last = zip(row, widths, strict=True)
-    return "  ".join([first[0].ljust(first[1]), *(word.rjust(width) for word, width in numbers), last[0]]).rstrip()
+    first, *numbers = zip(row, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(word.rjust(width) for word, width in numbers)])
 
 
 def warnings_for(manifest: dict[str, Any], context_length: int) -> list[str]:
