@@ -1,9 +1,8 @@
-"""Splits of repositories on the Hugging Face hub: what they are made of, streamed by `datasets`, never downloaded whole."""
+"""Splits of repositories on the Hugging Face hub, streamed by `datasets`, never downloaded whole."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +31,9 @@ class Access(NamedTuple):
     folder: str | None = None
     offline: bool = False
     retry_seconds: float = 600.0
+
+
+ONLINE = Access()
 
 
 class Files(NamedTuple):
@@ -74,10 +76,10 @@ class Split:
     split: str
     revision: str | None
     column: str
-    access: Access = Access()
+    access: Access = ONLINE
 
     @classmethod
-    def at(cls, key: str, uri: str, revision: str | None, column: str, access: Access = Access()) -> "Split":
+    def at(cls, key: str, uri: str, revision: str | None, column: str, access: Access = ONLINE) -> "Split":
         """The split at an address; its split is `train` where it names none."""
         found = _ADDRESS.fullmatch(uri)
         assert found, uri
@@ -120,6 +122,7 @@ class Split:
         from huggingface_hub import HfApi
 
         info = HfApi().dataset_info(self.repository, revision=self.revision, expand=["sha", "cardData"], timeout=30)
+        assert info.sha, info
         format, options, splits = _loader(self.repository, self.configuration, info.sha)
         if self.split not in splits:
             raise BadValue(
@@ -134,9 +137,7 @@ class Split:
     def _columns(self, files: Files) -> tuple[str, ...]:
         """The text column and, where there is one, that of ids; checks that the first is there and holds text."""
         with told_in_one_line(self.key, self.repository, self.revision):
-            schema = outlast(
-                self.key, self.repository, self.access.retry_seconds, self._shard(files, 0, None).schema
-            )
+            schema = outlast(self.key, self.repository, self.access.retry_seconds, self._shard(files, 0, None).schema)
         if self.column not in schema.names:
             raise missing_column(self.key, self.repository, self.column, schema.names)
         check_text_type(self.key, self.repository, self.column, schema.field(self.column).type)
@@ -160,7 +161,9 @@ def _root(repository: str, commit: str) -> str:
 
 
 @functools.lru_cache
-def _loader(repository: str, configuration: str | None, commit: str) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
+def _loader(
+    repository: str, configuration: str | None, commit: str
+) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
     """The loader of a configuration in `datasets`, its options, and the names of the files of each split."""
     import datasets
 
