@@ -1,4 +1,4 @@
-"""Splits of repositories on the Hugging Face hub: what they are made of, streamed by `datasets`, never downloaded whole."""
+"""Splits of repositories on the Hugging Face hub, streamed by `datasets`, never downloaded whole."""
 
 import dataclasses
 import functools
@@ -31,6 +31,9 @@ class Access(NamedTuple):
     folder: str | None = None
     offline: bool = False
     retry_seconds: float = 600.0
+
+
+ONLINE = Access()
 
 
 class Files(NamedTuple):
@@ -73,10 +76,10 @@ class Split:
     split: str
     revision: str | None
     column: str
-    access: Access = Access()
+    access: Access = ONLINE
 
     @classmethod
-    def at(cls, key: str, uri: str, revision: str | None, column: str, access: Access = Access()) -> "Split":
+    def at(cls, key: str, uri: str, revision: str | None, column: str, access: Access = ONLINE) -> "Split":
         """The split at an address; its split is `train` where it names none."""
         found = _ADDRESS.fullmatch(uri)
         assert found, uri
@@ -119,6 +122,7 @@ class Split:
         from huggingface_hub import HfApi
 
         info = HfApi().dataset_info(self.repository, revision=self.revision, expand=["sha", "cardData"], timeout=30)
+        assert info.sha, info
         format, options, splits = _loader(self.repository, self.configuration, info.sha)
         if self.split not in splits:
             raise BadValue(

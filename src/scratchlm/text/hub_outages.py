@@ -6,8 +6,10 @@ import gc
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
@@ -17,6 +19,7 @@ ADDRESS = "hf://owner/name[/configuration][:split]"
 _TIMEOUT_SECONDS = 30.0  # without a byte; for requests that name no other (chosen, not tuned)
 _LONGEST_WAIT_SECONDS = 60.0  # between two tries, where the hub names no time (chosen, not tuned)
 _LONGEST_ASKED_SECONDS = 300.0  # the hub counts requests in windows of five minutes, and may ask to wait for the next
+_LONGEST_WAIT_IN_REQUEST = 10.0  # seconds; it cannot be interrupted from the keyboard (chosen, not tuned)
 _TRIES_OF_BAD_DATA = 3  # a garbled answer may come right, a garbled file does not (chosen, not tuned)
 
 Answer = TypeVar("Answer")
@@ -40,23 +43,41 @@ class Interrupted(Exception):
 def set_up_clients() -> None:
     """Makes `datasets` and the hub's client fit for streaming from this process; the first call does it.
 
-    Each request then ends in an answer or in `Interrupted`: the clients' own retries, up to 23 silent seconds for each
-    request, never begin.
+    Each request then ends in an answer or in `Interrupted`, after one more try if the one before it was answered. The
+    clients' own retries, up to 23 silent seconds for each request, never begin.
     """
     import datasets
     import httpx2
     import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if "torch" not in sys.modules:
         # Otherwise every stream imports torch, to inherit from its datasets; preparing must not need that.
         datasets.config.TORCH_AVAILABLE = False
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request elsewhere each time a file is opened
     datasets.disable_progress_bars()
-    huggingface_hub.utils.disable_progress_bars()
+    disable_progress_bars()
     hooks = huggingface_hub.get_session().event_hooks
 
     class Client(httpx2.Client):
+        was_answered = True
+
         def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            try:
+                response = self._send_once(request, options)
+            except Interrupted as why:
+                # Reading from a state again takes several requests, and would never end where one in so many fails.
+                if not self.was_answered or why.is_unreachable or why.wait_seconds > _LONGEST_WAIT_IN_REQUEST:
+                    raise
+                self.was_answered = False
+                seconds = max(1.0, why.wait_seconds)
+                _say(f"{_asker(request.url.path)}: {why}; asking again in {seconds:.3g} s")
+                time.sleep(seconds)
+                response = self._send_once(request, options)
+            self.was_answered = True
+            return response
+
+        def _send_once(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
             try:
                 response = super().send(request, **options)
             except httpx2.RequestError as error:
@@ -75,12 +96,38 @@ def set_up_clients() -> None:
     atexit.register(_settle)
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(f"scratchlm: {line}\n")
+    sys.stderr.flush()
+
+
+_asked_by: dict[str, dict[str, None]] = {}  # repository -> what messages call the sources that read it
+
+
+def _asker(path: str) -> str:
+    found = re.match(r"(?:/api)?/datasets/([^/]+/[^/]+)", path)
+    if not found or found[1] not in _asked_by:
+        return "the hub"
+    return f"{', '.join(_asked_by[found[1]])}: {found[1]}"
+
+
+_open_streams: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
+
+
+def close_at_exit(stream: Generator[Any, None, None]) -> None:
+    """Has a stream closed before the interpreter goes away, if it is still open then."""
+    _open_streams.add(stream)
+
+
 def _settle() -> None:
     """Lets Arrow's threads drop the files they read, which takes Python's lock, before the interpreter goes away.
 
     Otherwise about 1 process in 60 that ends right after reading from the hub ends with "terminate called without an
     active exception" and status 134 (measured on 2 busy cores; https://github.com/apache/arrow/issues/45214).
     """
+    for stream in list(_open_streams):
+        with suppress(ValueError):  # it is running, in another thread
+            stream.close()
     gc.collect()
     time.sleep(0.2)
 
@@ -114,6 +161,7 @@ class Patience:
             seconds: The sum of the waits after which an outage is for good.
         """
         self._name = f"{key}: {repository}"
+        _asked_by.setdefault(repository, {})[key] = None
         self._seconds = seconds
         self.renew()
 
@@ -134,17 +182,25 @@ class Patience:
         self._left -= seconds
         self._next_wait = min(2 * self._next_wait, _LONGEST_WAIT_SECONDS)
         left = f"{self._left:.0f} s" if self._left < 120 else f"{self._left / 60:.0f} min"
-        sys.stderr.write(f"scratchlm: {self._name}: {why}; trying again in {seconds:.3g} s ({left} left)\n")
-        sys.stderr.flush()
+        _say(f"{self._name}: {why}; trying again in {seconds:.3g} s ({left} left)")
         time.sleep(seconds)
 
     def _why(self, error: Exception) -> Interrupted | None:
-        import pyarrow
-
-        if isinstance(error, pyarrow.ArrowInvalid):
+        if found := interruption(error):
+            return found
+        if _is_bad_data(error):
             self._n_bad += 1
             return Interrupted("data that cannot be read") if self._n_bad < _TRIES_OF_BAD_DATA else None
-        return interruption(error)
+        return None
+
+
+def _is_bad_data(error: Exception) -> bool:
+    import pyarrow
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, OSError):  # what Arrow and gzip raise has no number, as that of the system has
+        return error.errno is None and not isinstance(error, HfHubHTTPError)
+    return isinstance(error, pyarrow.ArrowInvalid | EOFError | zlib.error)
 
 
 def interruption(error: BaseException | None) -> Interrupted | None:
@@ -186,7 +242,6 @@ def told_in_one_line(key: str, repository: str, revision: str | None) -> Iterato
 
 
 def _explained(error: Exception, key: str, repository: str, revision: str | None) -> Exception:
-    import pyarrow
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors
 
@@ -206,7 +261,7 @@ def _explained(error: Exception, key: str, repository: str, revision: str | None
         return MissingFile(
             f"{key}: no dataset {repository} on the hub. Check owner and name; if it is private, run `hf auth login`."
         )
-    if isinstance(error, pyarrow.ArrowInvalid):
+    if _is_bad_data(error):
         return BrokenState(f"{here} sent data that cannot be read ({said}). Run again.")
     if isinstance(error, OSError) or type(error).__module__.startswith("http"):
         return BrokenState(f"{key}: cannot read {repository} ({said}). Run the same command again.")
