@@ -180,11 +180,11 @@ def test_an_encoder_that_differs_on_the_sample_is_not_taken(monkeypatch: pytest.
             self.inner = honest(json)
 
         def encode_batch_flat(self, texts: list[str], split_special_tokens: bool) -> tuple[bytes, bytes]:
-            return self.inner.encode_batch_flat([text.replace("wor", "rov") for text in texts], False, True)
+            return self.inner.encode_batch_flat([text.replace("quokka", "wombat") for text in texts], False, True)
 
     monkeypatch.setattr(fastokens, "Tokenizer", SimpleNamespace(from_json_str=Other))
     tokenizer = from_json(TOKENIZERS["bpe"])
-    assert "gives other ids for 'a word, \\ntwo'" in tokenizer.choose_encoder(["one", "a word, \ntwo", "three"])
+    assert "gives other ids for 'a quokka, \\ntwo'" in tokenizer.choose_encoder(["one", "a quokka, \ntwo", "three"])
     assert tokenizer.encoder == "tokenizers"
 
 
@@ -215,6 +215,6 @@ def test_a_forked_child_encodes_as_its_parent_did() -> None:
         "child = os.fork(); assert t.encode_flat(texts)[0].sum() == before;"
         "os._exit(0) if child == 0 else os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
-    environment = {**os.environ, "RAYON_NUM_THREADS": "2"}
+    environment = {**os.environ, "FASTOKENS_BPE_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
