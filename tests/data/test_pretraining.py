@@ -38,7 +38,7 @@ def folder(tmp_path_factory, story):
         context_length=CONTEXT,
         val_fraction=0.1,
         test_fraction=0.1,
-        min_document_characters=1,
+        cleaning=["unicode", "whitespace", {"length": {"min_characters": 1}}],
     ).prepare()
     return folder / "bins"
 

@@ -69,16 +69,19 @@ TOKENIZERS = {
 }
 
 
-@pytest.fixture(params=TOKENIZERS)
-def spelling(request: pytest.FixtureRequest) -> str:
-    return TOKENIZERS[request.param]
+# fastokens reads no Unigram
+ENCODED = [
+    (name, library)
+    for library in encoders.ENCODERS
+    for name in TOKENIZERS
+    if (name, library) != ("unigram", "fastokens")
+]
 
 
-@pytest.fixture(params=encoders.ENCODERS)
-def tokenizer(spelling: str, request: pytest.FixtureRequest) -> Tokenizer:
-    if request.param == "fastokens" and json.loads(spelling)["model"]["type"] == "Unigram":
-        pytest.skip("fastokens reads no Unigram")
-    return from_json(spelling, request.param)
+@pytest.fixture(params=ENCODED, ids="-".join)
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    name, library = request.param
+    return from_json(TOKENIZERS[name], library)
 
 
 def spelled(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
@@ -152,7 +155,9 @@ def test_one_huge_document_takes_little_memory_beside_its_ids() -> None:
     ids, _ = tokenizer.encode_flat([text])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 * ids.nbytes + 16e6
+    assert (
+        peak < 2 * ids.nbytes + 6e6
+    )  # what its pieces gave, and that joined; whole, fastokens alone gives 4 bytes an id
 
 
 def test_the_choice_is_the_fastest_that_agrees_and_says_so() -> None:

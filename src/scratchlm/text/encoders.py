@@ -1,10 +1,11 @@
 """Many texts to one flat array of ids, through the library that the tokenizer was told to take.
 
 `tokenizers` defines the ids. `fastokens` gives the same ones many times as fast, for the tokenizers that it can read;
-`disagreement` is how that is checked, on texts, before it is relied on.
+`fastest_encoder` checks that on texts before it is relied on.
 """
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -32,13 +33,12 @@ _BLANK_BEHIND_A_WORD = re.compile("(?<=[^\\s\u180e])[ \\n]")
 _ANYWHERE = re.compile("")
 
 
-def bulk_encoder(name: str, inner: tokenizers.Tokenizer, settings: dict[str, Any]) -> Encode:
+def bulk_encoder(name: str, inner: tokenizers.Tokenizer) -> Encode:
     """A function from texts to their ids, one behind the other, and where each text begins.
 
     Args:
         name: One of `ENCODERS`.
         inner: The tokenizer, set to read special tokens as text.
-        settings: Its tokenizer.json, read.
 
     Returns:
         Takes texts; gives ids (n_ids,) and offsets (n_texts + 1,): text i has ids[offsets[i] : offsets[i + 1]].
@@ -51,8 +51,9 @@ def bulk_encoder(name: str, inner: tokenizers.Tokenizer, settings: dict[str, Any
     """
     if name not in ENCODERS:
         raise BadValue(f"encoder={name}: no such library. Take one of {', '.join(ENCODERS)}.")
-    call = _by_tokenizers(inner) if name == "tokenizers" else _by_fastokens(inner.to_str())
-    cut = _cut_of(settings)
+    spelling = inner.to_str()
+    call = _by_tokenizers(inner) if name == "tokenizers" else _by_fastokens(spelling)
+    cut = _cut_of(json.loads(spelling))
 
     def encode(texts: Sequence[str]) -> Flat:
         if sum(map(len, texts)) <= _CALL_CHARACTERS:
@@ -68,22 +69,31 @@ def bulk_encoder(name: str, inner: tokenizers.Tokenizer, settings: dict[str, Any
     return encode
 
 
-def fastokens_version() -> str | None:
-    """The version that is installed, or None."""
+def fastest_encoder(inner: tokenizers.Tokenizer, texts: Sequence[str]) -> tuple[str, str]:
+    """The fastest of `ENCODERS` that gives the ids of `tokenizers`.
+
+    Args:
+        inner: The tokenizer, set to read special tokens as text.
+        texts: What to compare them on; `inner` can spell all of it.
+
+    Returns:
+        Its name, and one line that says which and why.
+    """
+    installed = _fastokens_version()
+    if installed is None:
+        return "tokenizers", (
+            "encoding with tokenizers: fastokens, which is many times as fast, is not installed (pip install fastokens)"
+        )
+    fastokens = f"fastokens {installed}"
     try:
-        import fastokens  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError:
-        return None
-    return version("fastokens")
-
-
-def disagreement(one: Encode, other: Encode, texts: Sequence[str]) -> str | None:
-    """The first of `texts` that two encoders spell differently, or None where they agree on all."""
-    (ids, offsets), (other_ids, other_offsets) = one(texts), other(texts)
-    if np.array_equal(ids, other_ids) and np.array_equal(offsets, other_offsets):
-        return None
-    places = zip(texts, itertools.pairwise(offsets), itertools.pairwise(other_offsets), strict=True)
-    return next(text for text, (a, b), (c, d) in places if not np.array_equal(ids[a:b], other_ids[c:d]))
+        fast = bulk_encoder("fastokens", inner)
+    except Exception as error:  # ValueError today; whatever a young library raises, tokenizers can go on
+        return "tokenizers", f"encoding with tokenizers: {fastokens} cannot read this tokenizer ({error})"
+    differs = _first_difference(fast, bulk_encoder("tokenizers", inner), texts)
+    if differs is not None:
+        shown = differs if len(differs) <= 60 else differs[:60] + "..."
+        return "tokenizers", f"encoding with tokenizers: {fastokens} gives other ids for {shown!r}"
+    return "fastokens", f"encoding with {fastokens}: the ids of tokenizers on all {len(texts):,} texts of the check"
 
 
 def probes(specials: Sequence[str]) -> list[str]:
@@ -119,6 +129,22 @@ def probes(specials: Sequence[str]) -> list[str]:
     ]
 
 
+def _fastokens_version() -> str | None:
+    try:
+        import fastokens  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        return None
+    return version("fastokens")
+
+
+def _first_difference(one: Encode, other: Encode, texts: Sequence[str]) -> str | None:
+    (ids, offsets), (other_ids, other_offsets) = one(texts), other(texts)
+    if np.array_equal(ids, other_ids) and np.array_equal(offsets, other_offsets):
+        return None
+    places = zip(texts, itertools.pairwise(offsets), itertools.pairwise(other_offsets), strict=True)
+    return next(text for text, (a, b), (c, d) in places if not np.array_equal(ids[a:b], other_ids[c:d]))
+
+
 def _by_tokenizers(inner: tokenizers.Tokenizer) -> Encode:
     def call(texts: Sequence[str]) -> Flat:
         whole = [SURROGATE.sub("\ufffd", text) for text in texts]
@@ -129,15 +155,15 @@ def _by_tokenizers(inner: tokenizers.Tokenizer) -> Encode:
     return call
 
 
-def _by_fastokens(json: str) -> Encode:
-    if fastokens_version() is None:
+def _by_fastokens(spelling: str) -> Encode:
+    if _fastokens_version() is None:
         raise BadValue(
             "encoder=fastokens: not installed in this process's Python, though the run was set up with it. "
             "Install it everywhere that the run works: pip install fastokens."
         )
     from fastokens import Tokenizer
 
-    library = Tokenizer.from_json_str(json)
+    library = Tokenizer.from_json_str(spelling)
 
     def call(texts: Sequence[str]) -> Flat:
         texts = list(texts)

@@ -9,18 +9,19 @@ import codecs
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, trainers
 
 from scratchlm.errors import BadValue, MissingFile
 from scratchlm.files.whole import write_text
-from scratchlm.text.encoders import SURROGATE, bulk_encoder, disagreement, fastokens_version, probes
+from scratchlm.text.encoders import SURROGATE, bulk_encoder, fastest_encoder, probes
+from scratchlm.text.merges import BYTE_OF_CHARACTER, byte_level, learn_merges, short_words
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 END_OF_TEXT = SPECIAL_TOKENS[0]
@@ -32,10 +33,6 @@ MIN_VOCAB_SIZE = 2**8 + len(SPECIAL_TOKENS)  # of a tokenizer that works on byte
 # call: a forked child has lost those threads and would wait for them for ever, so there it says false.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
-
-# Training takes time that grows with the square of a word's length, so it sees a long run without a blank, such as
-# base64 or DNA, and a long run of blanks in pieces of about this many characters (chosen, not tuned).
-_LONGEST_WORD = 1_000
 
 
 class Tokenizer:
@@ -124,27 +121,14 @@ class Tokenizer:
         Returns:
             One line that says which and why; `encoder` is the name, for `from_json` in another process.
         """
-        self._use("tokenizers")
-        installed = fastokens_version()
-        if installed is None:
-            return (
-                "encoding with tokenizers: fastokens, several times as fast, is not installed (pip install fastokens)"
-            )
-        try:
-            fast = bulk_encoder("fastokens", self._inner, json.loads(self.to_json()))
-        except Exception as error:  # ValueError today; whatever a young library raises, tokenizers can go on
-            return f"encoding with tokenizers: fastokens {installed} cannot read this tokenizer ({error})"
         specials = [token.content for token in self._inner.get_added_tokens_decoder().values()]
         texts = [text for text in (*probes(specials), *sample) if not self.unknown_characters(text)]
-        differs = disagreement(fast, self._encode_flat, texts)
-        if differs is not None:
-            shown = differs if len(differs) <= 60 else differs[:60] + "..."
-            return f"encoding with tokenizers: fastokens {installed} gives other ids for {shown!r}"
-        self._use("fastokens")
-        return f"encoding with fastokens {installed}: the ids of tokenizers on {len(texts):,} texts to compare them on"
+        name, line = fastest_encoder(self._inner, texts)
+        self._use(name)
+        return line
 
     def _use(self, encoder: str) -> None:
-        self._encode_flat = bulk_encoder(encoder, self._inner, json.loads(self.to_json()))
+        self._encode_flat = bulk_encoder(encoder, self._inner)
         self.encoder = encoder
 
     def unknown_characters(self, text: str) -> list[str]:
@@ -173,9 +157,8 @@ class Tokenizer:
         return self._inner.to_str()
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json`, and for a BPE the older form beside it: `vocab.json` and `merges.txt`."""
+        """Writes `tokenizer.json`, and for a BPE, before it, the older form: `vocab.json` and `merges.txt`."""
         folder = Path(folder)
-        write_text(folder / "tokenizer.json", self.to_json())
         if self.kind == "bpe":
             vocabulary = sorted(self._inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
             merges = json.loads(self.to_json())["model"]["merges"]
@@ -183,6 +166,7 @@ class Tokenizer:
             write_text(
                 folder / "merges.txt", "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
             )
+        write_text(folder / "tokenizer.json", self.to_json())
 
     def _check_spelling(self, texts: Sequence[str]) -> None:
         if self.kind != "char" and not self._byte_gaps:
@@ -269,22 +253,11 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, min_frequency: int =
     read = itertools.chain([first], whole)
     if kind == "char":
         return Tokenizer(_character_level(read))
-    read = itertools.chain.from_iterable(map(_cut, read))
-    inner = _byte_level(models.BPE() if kind == "bpe" else models.Unigram())
     if kind == "bpe":
-        inner.train_from_iterator(
-            read,
-            trainers.BpeTrainer(
-                vocab_size=vocab_size,
-                min_frequency=min_frequency,
-                special_tokens=list(SPECIAL_TOKENS),
-                initial_alphabet=sorted(_BYTE_OF_CHARACTER),
-                show_progress=False,
-            ),
-        )
-    else:
-        _train_unigram(inner, read, vocab_size)
-    return Tokenizer(inner)
+        learnt = learn_merges(read, vocab_size - len(SPECIAL_TOKENS), min_frequency)
+        pieces = [*SPECIAL_TOKENS, *sorted(BYTE_OF_CHARACTER), *(left + right for left, right in learnt)]
+        return Tokenizer(byte_level(models.BPE({piece: id for id, piece in enumerate(pieces)}, learnt)))
+    return Tokenizer(_unigram(read, vocab_size))
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -312,7 +285,7 @@ def load(path: str | Path) -> Tokenizer:
             ) from None
     if all(part.is_file() for part in pair):
         try:
-            inner = _byte_level(models.BPE.from_file(*map(str, pair)))
+            inner = byte_level(models.BPE.from_file(*map(str, pair)))
         except Exception as error:  # the library raises no narrower kind
             raise BadValue(f"data.tokenizer={path}: vocab.json and merges.txt cannot be read ({error}).") from None
         return Tokenizer(inner)
@@ -368,13 +341,6 @@ def _kind_of(settings: dict[str, Any]) -> str:
     )
 
 
-def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    return inner
-
-
 def _character_level(texts: Iterable[str]) -> tokenizers.Tokenizer:
     """A BPE without merges: every character is a piece."""
     alphabet: set[str] = set()
@@ -391,45 +357,32 @@ def _character_level(texts: Iterable[str]) -> tokenizers.Tokenizer:
     return inner
 
 
-def _cut(text: str) -> Iterator[str]:
-    """The text in pieces in which no run of blanks or without one has twice `_LONGEST_WORD` characters."""
-    start = 0
-    # A run of that length fills one of these blocks whole; looking at the first word of each costs next to nothing.
-    for at in range(0, len(text) - _LONGEST_WORD + 1, _LONGEST_WORD):
-        words = text[at : at + _LONGEST_WORD].split(None, 1)
-        if not words or len(words[0]) == _LONGEST_WORD:
-            if start < at:
-                yield text[start:at]
-            start = at + _LONGEST_WORD
-            yield text[at:start]
-    if start < len(text):
-        yield text[start:]
-
-
-def _train_unigram(inner: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int) -> None:
-    """Trains `inner` and makes the result the same every time.
+def _unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """Trained so that the result is the same every time.
 
     The library walks a hash map with a random seed. Measured over 24 trainings on 0.4 to 5 MB, the pieces came out the
     same each time; what moved were the last digits of their scores (by up to 4e-11, so three decimals are safe) and the
     scores of characters that it adds at the end, spaced by 0.0001 upwards from the lowest, in the map's order.
     """
+    inner = byte_level(models.Unigram())
     inner.train_from_iterator(
-        texts,
+        itertools.chain.from_iterable(map(short_words, texts)),
         trainers.UnigramTrainer(
             vocab_size=vocab_size - len(SPECIAL_TOKENS),
             special_tokens=[],
-            initial_alphabet=sorted(_BYTE_OF_CHARACTER),
+            initial_alphabet=sorted(BYTE_OF_CHARACTER),
             show_progress=False,
         ),
     )
     scores = {piece: round(score, 3) for piece, score in json.loads(inner.to_str())["model"]["vocab"]}
     lowest = min(scores.values())
     for piece, score in scores.items():
-        if len(piece) == 1 and score < lowest + 0.0001 * len(_BYTE_OF_CHARACTER):
+        if len(piece) == 1 and score < lowest + 0.0001 * len(BYTE_OF_CHARACTER):
             scores[piece] = lowest
     # A special token stands in the vocabulary for its id alone; no text comes near such a score.
     unreachable = [(special, lowest - 1000.0) for special in SPECIAL_TOKENS]
     inner.model = models.Unigram(unreachable + sorted(scores.items(), key=lambda item: (-item[1], item[0])))
+    return inner
 
 
 def _spelled_out(characters: Sequence[str]) -> str:
@@ -438,23 +391,8 @@ def _spelled_out(characters: Sequence[str]) -> str:
     return shown + (f" and {len(characters) - 5} more" if len(characters) > 5 else "")
 
 
-def _byte_of_character() -> dict[str, int]:
-    """Which byte each character of a byte-level piece stands for.
-
-    Source:
-        Radford et al., GPT-2, `bytes_to_unicode`, https://github.com/openai/gpt-2/blob/master/src/encoder.py: bytes
-        that print stand for themselves, the others are numbered from U+0100.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_of_character()
-
-
 def _bytes_of_piece(piece: str) -> bytes:
-    return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+    return bytes(BYTE_OF_CHARACTER[character] for character in piece)
 
 
 # Text that a lossy tokenizer is likely to change: case, double blanks, line ends, accents beside their letters.
