@@ -164,6 +164,71 @@ def test_a_folder_without_sources_is_adopted_once_and_trained_on(characters):
     assert len(list(data.val_dataloader())) > 0
 
 
+def header(n):
+    words = np.zeros(256, "<i4")
+    words[:3] = 20240520, 1, n
+    return words.tobytes()
+
+
+@pytest.fixture
+def shards(documents):
+    """The same ids in the files of edu_fineweb's scripts, cut in the middle of documents: .npy, and llm.c's header."""
+    folder = documents.parent / "edu_fineweb"
+    folder.mkdir()
+    ids = np.fromfile(documents / "train.bin", np.uint16)
+    for number, piece in enumerate(np.array_split(ids, 3)):
+        np.save(folder / f"edufineweb_train_{number:06d}.npy", piece)
+    ids = np.fromfile(documents / "val.bin", np.uint16)
+    (folder / "edufineweb_val_000000.bin").write_bytes(header(len(ids)) + ids.tobytes())
+    return folder
+
+
+def test_ids_in_other_files_are_copied_into_bins(shards, documents, spelling):
+    before = bytes_of(shards)
+    assert is_foreign(shards)
+    made, same = adopt(shards, str(spelling), CONTEXT), adopt(documents, str(spelling), CONTEXT)
+    after = bytes_of(shards)
+    assert {name: after[name] for name in before} == before
+    for name in ("train.bin", "val.bin", "train.docs.npy", "val.docs.npy", "tokenizer.json"):
+        assert after[name] == (documents / name).read_bytes()
+    assert made["settings"]["copied_from"]["val"] == ["edufineweb_val_000000.bin"]
+    assert made["files"] == same["files"]
+    check(str(shards))
+    data_of(shards).setup("fit")
+
+
+def test_copies_are_made_anew_where_that_is_asked_for(shards, documents, spelling):
+    corpus = Corpus(str(shards), tokenizer=str(spelling), context_length=CONTEXT)
+    corpus.prepare()
+    (shards / "edufineweb_train_000001.npy").unlink()
+    assert corpus.prepare()["card"]["tokens"]["train"] == Bin(documents, "train").n_tokens
+    assert corpus.prepare(fresh=True)["card"]["tokens"]["train"] < Bin(documents, "train").n_tokens
+    check(str(shards))
+
+
+@pytest.mark.parametrize("stop", ["copied", "indexed"])
+def test_a_killed_copy_goes_on(shards, spelling, stop):
+    adopt(shards, str(spelling), CONTEXT)
+    whole = bytes_of(shards)
+    for name in {"copied": ["manifest.json", "train.docs.npy", "tokenizer.json"], "indexed": ["manifest.json"]}[stop]:
+        (shards / name).unlink()
+    adopt(shards, str(spelling), CONTEXT)
+    for name in whole.keys() - {"manifest.json"}:
+        assert (shards / name).read_bytes() == whole[name]
+    check(str(shards))
+
+
+def test_shards_that_cannot_be_copied_leave_nothing(shards, spelling):
+    ids = np.load(shards / "edufineweb_train_000002.npy")
+    ids[77] = 300
+    np.save(shards / "edufineweb_train_000002.npy", ids)
+    assert "train_000002.npy holds the id 300 at position 77" in refused(shards, spelling)
+    np.save(shards / "edufineweb_train_000002.npy", ids.astype(np.int32))
+    assert "train_000002.npy is an array of int32" in refused(shards, spelling)
+    (shards / "val.bin").write_bytes(b"theirs")
+    assert "holds val.bin, which is not of scratchlm's making" in refused(shards, spelling)
+
+
 def test_a_killed_adoption_goes_on(documents, spelling):
     made = adopt(documents, str(spelling), CONTEXT)
     whole = bytes_of(documents)
@@ -238,8 +303,7 @@ def _meta(folder):
         (b"abc", "train.bin has 3 bytes, an odd number"),
         (b"", "train.bin is empty"),
         (np.arange(300, dtype=np.uint32).tobytes(), "every second id"),
-        (np.array([20240520, 1, 0], "<i4").tobytes() + bytes(1012), "--data.sources '{web: "),
-        (np.array([20240801, 7, 0], "<i4").tobytes() + bytes(1012), "--data.sources '{web: "),
+        (np.array([20240520, 1, 0], "<i4").tobytes() + bytes(1012), "Call the file llmc_train.bin"),
     ],
 )
 def test_files_that_are_no_bins_are_refused(characters, data, said):

@@ -295,6 +295,22 @@ def test_a_number_that_is_not_there_is_answered_with_the_range(prepared, values,
         show(str(prepared / "documents"), **values)
 
 
+def test_a_damaged_document_is_one_line(folder):
+    documents = np.load(folder / "train.docs.npy")
+    ids = np.fromfile(folder / "train.bin", np.uint16)
+    ids[int(documents["start"][3])] = 60_000
+    documents["source"][5] = 9
+    documents["start"][8] = documents["start"][20]
+    np.save(folder / "train.docs.npy", documents)
+    ids.tofile(folder / "train.bin")
+    show(str(folder), document=1)
+    for number in (3, 5, 8):
+        with pytest.raises(BrokenState, match=rf"train.bin: document {number} is damaged. scratchlm corpus check"):
+            show(str(folder), document=number)
+    with pytest.raises(BrokenState, match="document 3 is damaged"):
+        show(str(folder), at=int(documents["start"][3]) + 2)
+
+
 def test_a_split_that_is_not_there_is_named_with_those_that_are(folder):
     manifest = read_manifest(folder)
     del manifest["files"]["test.bin"]

@@ -144,6 +144,7 @@ IDS = np.arange(300, dtype=np.uint16)
         ),
         ("a.bin", lambda path: path.write_bytes(header(20240520, 1, 0)), BrokenState, "holds no ids"),
         ("a.bin", lambda path: path.write_bytes(header(20240520, 1, 9)[:500]), BrokenState, "cut short in its header"),
+        ("a.bin", lambda path: path.write_bytes(header(20240522, 1, 9) + IDS.tobytes()), BadValue, "holds questions"),
         ("a.npy", lambda path: np.save(path, IDS.astype(np.float32)), BadValue, "array of float32 with 1 dimensions"),
         ("a.npy", lambda path: np.save(path, IDS.astype(np.int64)), BadValue, "array of int64.*astype"),
         ("a.npy", lambda path: np.save(path, IDS.astype(">u2")), BadValue, "array of >u2"),

@@ -112,7 +112,7 @@ def write_manifest(
     """
     folder = Path(folder)
     files: dict[str, dict[str, Any]] = {}
-    for path in sorted([*folder.glob("*.bin"), *folder.glob("*.docs.npy")]):
+    for path in sorted(path for name in SPLIT_FILES if (path := folder / name).is_file()):
         n_bytes = path.stat().st_size
         files[path.name] = {"bytes": n_bytes, "sha256": (hashes or {}).get(path.name) or sha256(path)}
         if path.suffix == ".bin":

@@ -1,6 +1,8 @@
 """Token files of others as a bins folder: what is missing beside them is added, and they stay as they are. No torch."""
 
 import pickle
+import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from scratchlm.data.bins import DOCUMENT, MANIFEST, is_prepared, read_manifest, 
 from scratchlm.data.card import Tally, card_of, warnings_for
 from scratchlm.data.inputs import inputs_of
 from scratchlm.errors import BadValue, BrokenState, UserError
-from scratchlm.files.whole import told_if_unwritable, whole_file, write_text
+from scratchlm.files.whole import require_space, told_if_unwritable, whole_file, write_text
 from scratchlm.text.documents import Source
+from scratchlm.text.ids import KINDS as FILE_KINDS
 from scratchlm.text.ids import DocumentStarts, Ids, has_header, ids_hash, open_ids, require_below
 from scratchlm.text.tokenizer import KINDS, Tokenizer, load
 
+_SPLITS = {"train": {"train"}, "val": {"val", "valid", "validation"}, "test": {"test"}}  # words in names of files
 _META = "meta.pkl"
 _META_BYTES = 1 << 24  # 65,536 characters take about a megabyte (chosen, not tuned)
 _CHUNK_TOKENS = 1 << 21  # read at once (chosen, not tuned)
@@ -26,22 +30,26 @@ _COUNTED_TOKENS = 1 << 20  # of a split, decoded to count characters; the rest h
 
 
 def is_foreign(folder: str | Path) -> bool:
-    """Whether a folder holds train.bin and val.bin that `adopt` could take up, or has taken up."""
+    """Whether a folder holds token files to train and to validate on that `adopt` could take up, or has taken up."""
     folder = Path(folder)
     if is_prepared(folder):
         try:
             return bool(read_manifest(folder)["card"].get("adopted"))
         except UserError:
             return False
-    return all((folder / f"{split}.bin").is_file() for split in ("train", "val"))
+    return _holds_bins(folder) or {"train", "val"} <= _shards(folder).keys()
 
 
 def adopt(folder: str | Path, tokenizer: str, context_length: int) -> dict[str, Any]:
-    """Makes bins of a folder of token files as nanoGPT's scripts write them: flat uint16, train.bin and val.bin.
+    """Makes bins of a folder of token files.
 
-    Adds `train.docs.npy`, `val.docs.npy` (and for test.bin, where there is one), `tokenizer.json` and `manifest.json`,
-    the manifest last; the token files are not touched. A document ends at the tokenizer's end of text; where that does
-    not occur, a file is one document. Call it as the owner of the folder's lock.
+    train.bin and val.bin of flat uint16, as nanoGPT's scripts write them, are taken as they are. Without these, the ids
+    of `.npy` files and of `.bin` files, flat or with llm.c's header, are copied into such, in the order of their names,
+    which say what they are for: `web_train_000001.npy`, `web_val_000000.npy`.
+
+    Adds `train.docs.npy`, `val.docs.npy` (and for test, where there is one), `tokenizer.json` and `manifest.json`, the
+    manifest last; no file of theirs is touched. A document ends at the tokenizer's end of text; where that does not
+    occur, a split is one document. Call it as the owner of the folder's lock.
 
     Args:
         folder: The folder.
@@ -53,15 +61,19 @@ def adopt(folder: str | Path, tokenizer: str, context_length: int) -> dict[str, 
         The manifest.
 
     Raises:
-        UserError: No tokenizer is known, a file is none of flat uint16 ids, an id is past the vocabulary, a file of
+        UserError: No tokenizer is known, a file does not hold uint16 ids, an id is past the vocabulary, a file of
             theirs would have to be replaced, or the folder cannot be written.
     """
     folder = Path(folder)
     key = f"data.folder={folder}"
     spelling, n_ids = _tokenizer(folder, tokenizer)
-    splits = [split for split in ("train", "val", "test") if (folder / f"{split}.bin").is_file()]
+    copied_from = read_manifest(folder)["settings"]["copied_from"] if is_prepared(folder) else {}
+    if copied_from or not _holds_bins(folder):
+        copied_from = _shards(folder)
+    splits = list(copied_from) or [split for split in _SPLITS if (folder / f"{split}.bin").is_file()]
+    _require_free(key, folder, splits, bool(copied_from), spelling)
+    _copy(key, folder, copied_from, n_ids)
     bins = {split: _ids(key, folder / f"{split}.bin") for split in splits}
-    _require_free(key, folder, splits, spelling)
     tally, indexes = Tally(), {}
     with bar("reading bins", " tokens", sum(map(len, bins.values()))) as progress:
         for split, ids in bins.items():
@@ -76,7 +88,10 @@ def adopt(folder: str | Path, tokenizer: str, context_length: int) -> dict[str, 
     for split, index in indexes.items():
         _write_index(folder / f"{split}.docs.npy", index)
     write_text(folder / "tokenizer.json", spelling.to_json())
-    settings = {"tokenizer": None if tokenizer in KINDS else tokenizer}
+    settings = {
+        "tokenizer": None if tokenizer in KINDS else tokenizer,
+        "copied_from": {split: [path.name for path in paths] for split, paths in copied_from.items()},
+    }
     card = _card(folder, tally, spelling, context_length)
     return write_manifest(folder, spelling.vocab_size, settings, card, inputs_of([], tokenizer))
 
@@ -145,9 +160,9 @@ def _tokenizer(folder: Path, tokenizer: str) -> tuple[Tokenizer, int]:
         return spelling, spelling.vocab_size
     if not (folder / _META).is_file():
         raise BadValue(
-            f"data.folder={folder}: holds train.bin and val.bin of others, and no {_META} that says which characters "
-            f"their ids are. Name the tokenizer that made them, such as data.tokenizer=gpt2/tokenizer.json; or, to "
-            "make bins of your own, data.sources and another data.folder."
+            f"data.folder={folder}: holds token files of others, and no {_META} that says which characters their ids "
+            "are. Name the tokenizer that made them, such as data.tokenizer=gpt2/tokenizer.json; or, to make bins of "
+            "your own, data.sources and another data.folder."
         )
     characters = characters_of(folder / _META)
     try:
@@ -158,20 +173,53 @@ def _tokenizer(folder: Path, tokenizer: str) -> tuple[Tokenizer, int]:
     return Tokenizer(inner), len(characters)
 
 
+def _holds_bins(folder: Path) -> bool:
+    return all((folder / f"{split}.bin").is_file() for split in ("train", "val"))
+
+
+def _shards(folder: Path) -> dict[str, list[Path]]:
+    """The token files of others by the split that their names name; what we would make of them is left out."""
+    ours = {f"{split}.{kind}" for split in _SPLITS for kind in ("bin", "docs.npy")}
+    theirs = sorted(path for path in folder.glob("*") if path.suffix in FILE_KINDS and path.name not in ours)
+    named = {path: {*re.split("[^a-z]+", path.stem.lower())} for path in theirs}
+    found = {split: [path for path in theirs if named[path] & words] for split, words in _SPLITS.items()}
+    return {split: paths for split, paths in found.items() if paths}
+
+
+def _copy(key: str, folder: Path, shards: dict[str, list[Path]], n_ids: int) -> None:
+    """Writes the ids of all shards of a split into its .bin; all splits appear together."""
+    ids = {path: open_ids(key, path) for paths in shards.values() for path in paths}
+    if not shards:
+        return
+    require_space(folder, sum(array.nbytes for array in ids.values()))
+    with bar("copying ids", " tokens", sum(map(len, ids.values()))) as progress, ExitStack() as stack:
+        for split, paths in shards.items():
+            file = stack.enter_context(whole_file(folder / f"{split}.bin"))
+            for path in paths:
+                for position in range(0, len(ids[path]), _CHUNK_TOKENS):
+                    chunk = ids[path][position : position + _CHUNK_TOKENS]
+                    require_below(key, path, chunk, position, n_ids)
+                    file.write(chunk.data)
+                    progress.update(len(chunk))
+        for name in (MANIFEST, *(f"{split}.bin" for split in shards)):  # a part of the old never stands with the new
+            (folder / name).unlink(missing_ok=True)
+
+
 def _ids(key: str, path: Path) -> Ids:
     if has_header(path):
         raise BadValue(
-            f"{key}: {path.name} begins with llm.c's header, and a bin has none. Name another data.folder, and give "
-            f"the file as a source: --data.sources '{{web: {path}}}', with data.tokenizer=PATH."
+            f"{key}: {path.name} begins with llm.c's header, and a bin has none. Call the file llmc_{path.name} and "
+            "the others likewise: then their ids are copied out."
         )
     return open_ids(key, path)
 
 
-def _require_free(key: str, folder: Path, splits: list[str], spelling: Tokenizer) -> None:
+def _require_free(key: str, folder: Path, splits: list[str], copies: bool, spelling: Tokenizer) -> None:
     """Refuses to replace a file that no adoption has made; one that was killed may have left some of its own."""
     if is_prepared(folder):
         return
-    taken = [f"{split}.docs.npy" for split in splits if not _is_free(folder / f"{split}.docs.npy")]
+    taken = [f"{split}.bin" for split in splits if copies and (folder / f"{split}.bin").exists()]
+    taken += [f"{split}.docs.npy" for split in splits if not _is_free(folder / f"{split}.docs.npy")]
     tokenizer = folder / "tokenizer.json"
     if tokenizer.exists() and not (tokenizer.is_file() and tokenizer.read_bytes() == spelling.to_json().encode()):
         taken.append(tokenizer.name)

@@ -38,11 +38,9 @@ def check(folder: str) -> None:
     _require_bins(folder)
     try:
         manifest = read_manifest(folder)
-        table = card_table(manifest)
+        table = _card(folder, manifest)
     except BrokenState as error:
         faults = [str(error)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        faults = [f"{Path(folder) / MANIFEST}: its card is damaged ({type(error).__name__}: {error}). {CURE}"]
     else:
         print(table)
         faults = list(damage(folder, manifest).values())
@@ -79,7 +77,7 @@ def show(
     if document is not None and at is not None:
         raise BadValue(f"--document={document}, --at={at}: both are given. Keep one.")
     if document is None and at is None:
-        print(card_table(manifest))
+        print(_card(folder, manifest))
         return
     if f"{split}.bin" not in manifest["files"]:
         raise MissingFile(f"--split={split}: no {split}.bin in {folder}. It holds {', '.join(manifest['files'])}.")
@@ -89,18 +87,27 @@ def show(
         document = int(np.searchsorted(bin_.documents["start"], np.uint64(at), side="right")) - 1
     assert document is not None
     _require_below("document", document, len(bin_.documents), f"documents of {split}.bin")
-    first, end = _span(bin_, document)
-    entry = bin_.documents[document]
-    source = manifest["card"]["sources"][entry["source"]]
-    print(f"document {document:,} of {len(bin_.documents):,} in {split}.bin")
+    _show_document(bin_, document, manifest, at)
+
+
+def _show_document(bin_: Bin, number: int, manifest: dict[str, Any], at: int | None) -> None:
+    first, end = _span(bin_, number)
+    entry, ids = bin_.documents[number], bin_.tokens[first:end]
+    tokenizer, sources = load(bin_.folder), manifest["card"]["sources"]
+    if not len(ids) or ids.max() >= tokenizer.vocab_size or entry["source"] >= len(sources):
+        raise BrokenState(
+            f"{bin_.folder / bin_.split}.bin: document {number:,} is damaged. scratchlm corpus check --folder "
+            f"{bin_.folder} says what else is."
+        )
+    source = sources[entry["source"]]
+    is_ended = ids[-1] == tokenizer.end_of_text_id
+    print(f"document {number:,} of {len(bin_.documents):,} in {bin_.split}.bin")
     print(f"source {entry['source']}: {source['name']}, {source['uri']}")
-    tokenizer = load(folder)
-    is_ended = bin_.tokens[end - 1] == tokenizer.end_of_text_id
-    counted = f"{end - first:,} {'with the' if is_ended else 'without an'} end of text"
+    counted = f"{len(ids):,} {'with the' if is_ended else 'without an'} end of text"
     print(f"tokens {first:,} to {end - 1:,}, {counted}; hash {int(entry['hash']):016x}")
     if at is None:
         print()
-        for piece in _text(tokenizer, bin_.tokens[first:end]):
+        for piece in _text(tokenizer, ids):
             print(piece, end="")
         print()
         return
@@ -110,6 +117,14 @@ def show(
     before, after = bin_.tokens[max(first, at - _SHOWN_TOKENS) : at], bin_.tokens[at + 1 : min(end, at + _SHOWN_TOKENS)]
     print(f"  {tokenizer.decode(before.tolist())!r}")
     print(f"  {tokenizer.decode(after.tolist())!r}")
+
+
+def _card(folder: str, manifest: dict[str, Any]) -> str:
+    try:
+        return card_table(manifest)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        told = f"its card is damaged ({type(error).__name__}: {error})"
+        raise BrokenState(f"{Path(folder) / MANIFEST}: {told}. {CURE}") from error
 
 
 def damage(folder: str | Path, manifest: dict[str, Any]) -> dict[str, str]:

@@ -19,6 +19,7 @@ _HEADER = np.dtype("<i4")
 _HEADER_WORDS = 256
 _MAGIC_UINT16 = 20240520
 _MAGIC_UINT32 = 20240801
+_MAGIC_QUESTIONS = 20240522  # of write_evalfile in the same script: questions with answers to choose from
 _VERSION_UINT16 = 1
 _LOOKED_AT = 1 << 16  # ids in which every second one is 0 if they are 4-byte ids; fewer than 256 tell nothing (chosen)
 _WINDOW_TOKENS = 1 << 20  # looked at together (chosen, not tuned)
@@ -120,7 +121,11 @@ def has_header(path: str | Path) -> bool:
     """Whether a file begins with llm.c's header."""
     with Path(path).open("rb") as file:
         head = file.read(_HEADER.itemsize)
-    return len(head) == _HEADER.itemsize and int(np.frombuffer(head, _HEADER)[0]) in (_MAGIC_UINT16, _MAGIC_UINT32)
+    return len(head) == _HEADER.itemsize and int(np.frombuffer(head, _HEADER)[0]) in (
+        _MAGIC_UINT16,
+        _MAGIC_UINT32,
+        _MAGIC_QUESTIONS,
+    )
 
 
 def require_below(key: str, path: str | Path, ids: Ids, position: int, vocab_size: int) -> None:
@@ -172,6 +177,8 @@ def _of_bytes(key: str, path: Path, n_bytes: int) -> Ids:
                 f"{key}: {path} holds ids of 4 bytes (llm.c's file for Llama 3), and a bin holds ids of 2 (uint16). "
                 "Tokenize the text with a vocabulary of at most 65,536 ids."
             )
+        if magic == _MAGIC_QUESTIONS:
+            raise BadValue(f"{key}: {path} holds questions to score a model by (llm.c's), no text. Leave it out.")
         if version != _VERSION_UINT16:
             raise BadValue(
                 f"{key}: {path} has llm.c's header in version {version}, and version {_VERSION_UINT16} can be read. "
