@@ -3,7 +3,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -15,10 +14,8 @@ from scratchlm.errors import BadValue, MissingFile
 from scratchlm.text.tokenizer import (
     END_OF_TEXT,
     KINDS,
-    MIN_VOCAB_SIZE,
     SPECIAL_TOKENS,
     Tokenizer,
-    _cut,
     from_json,
     load,
     train,
@@ -253,26 +250,6 @@ def test_a_vocabulary_too_small_or_too_large_is_refused() -> None:
             train(kind, [STORY], 65_537)
     with pytest.raises(BadValue, match=r"data\.tokenizer=char: the text has 65,533 different characters"):
         train("char", ["".join(map(chr, range(0x10000, 0x10000 + 65_533)))], 1)
-
-
-def test_a_run_without_a_blank_does_not_hang_the_training() -> None:
-    letters = "".join(random.Random(0).choices("ACGT", k=2_000_000))
-    begin = time.monotonic()
-    trained = train("bpe", [letters], MIN_VOCAB_SIZE + 40)
-    assert time.monotonic() - begin < 30  # about one second; uncut it takes hours, growing with the square
-    assert trained.vocab_size == MIN_VOCAB_SIZE + 40
-    assert len(trained.encode(letters[:1000])) < 600
-
-
-def test_only_runs_that_are_too_long_are_cut_for_training() -> None:
-    words = ["x" * 999, *STORY.split(" "), "y" * 400, " " * 900]
-    text = " ".join(words * 3)
-    assert list(_cut(text)) == [text]
-    for long in ("ab" * 5_000, " " * 10_000, f"one {'z' * 2_000} {'z' * 1999}"):
-        pieces = list(_cut(long))
-        assert "".join(pieces) == long
-        assert len(pieces) > 1
-        assert max(map(len, pieces)) < 2_500
 
 
 def test_an_unknown_kind_or_frequency_is_refused() -> None:

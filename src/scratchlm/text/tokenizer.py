@@ -9,16 +9,19 @@ import codecs
 import itertools
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, trainers
 
 from scratchlm.errors import BadValue, MissingFile
 from scratchlm.files.whole import write_text
+from scratchlm.text.encoders import SURROGATE, bulk_encoder, fastest_encoder, probes
+from scratchlm.text.merges import BYTE_OF_CHARACTER, byte_level, learn_merges, short_words
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 END_OF_TEXT = SPECIAL_TOKENS[0]
@@ -31,20 +34,16 @@ MIN_VOCAB_SIZE = 2**8 + len(SPECIAL_TOKENS)  # of a tokenizer that works on byte
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
-# Training takes time that grows with the square of a word's length, so it sees a long run without a blank, such as
-# base64 or DNA, and a long run of blanks in pieces of about this many characters (chosen, not tuned).
-_LONGEST_WORD = 1_000
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: a str can hold it, UTF-8 cannot
-
 
 class Tokenizer:
     """Gives back every text it can spell; to it, the literal text of a special token is ordinary text."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, encoder: str = "tokenizers") -> None:
         """Adds the special tokens that `inner` lacks, and looks up what every id stands for.
 
         Args:
             inner: From `train`, `load` or `from_json`, which make sure that it can be what this class promises.
+            encoder: What `encode_flat` works with; `choose_encoder` finds the best.
 
         Raises:
             BadValue: The vocabulary does not fit uint16, or `inner` does not give back its text.
@@ -75,6 +74,7 @@ class Tokenizer:
         self._alphabet = {piece for piece in self._bytes if piece}
         self._byte_gaps = set() if self.kind == "char" else {n for n in range(256) if bytes([n]) not in self._alphabet}
         self._check()
+        self._use(encoder)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text; nothing is put before or behind.
@@ -92,23 +92,53 @@ class Tokenizer:
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts, as `encode` gives them one by one, on all cores."""
-        whole = [_SURROGATE.sub("\ufffd", text) for text in texts]
-        if self.kind == "char" or self._byte_gaps:
-            unknown = sorted({character for text in whole for character in self.unknown_characters(text)})
-            if unknown:
-                raise BadValue(
-                    f"text: the tokenizer cannot spell {_spelled_out(unknown)}, which its training text did not hold. "
-                    "Leave the character out, or train a tokenizer that spells any text: data.tokenizer=bpe."
-                )
+        self._check_spelling(texts)
+        whole = [SURROGATE.sub("\ufffd", text) for text in texts]
         return [encoding.ids for encoding in self._inner.encode_batch_fast(whole, add_special_tokens=False)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """The ids of many texts in one array, as `encode` gives them one by one, by the library in `encoder`.
+
+        Args:
+            texts: Any texts, of any length; a long one goes through the library in pieces where that changes no id.
+
+        Returns:
+            ids (n_ids,) and offsets (n_texts + 1,): text i has ids[offsets[i] : offsets[i + 1]].
+
+        Raises:
+            BadValue: A character cannot be spelled; the line names it.
+        """
+        self._check_spelling(texts)
+        return self._encode_flat(texts)
+
+    def choose_encoder(self, sample: Sequence[str]) -> str:
+        """Makes `encode_flat` use `fastokens` where that gives the ids of `tokenizers`, else `tokenizers`.
+
+        Args:
+            sample: Texts of the corpus to compare the two on, a few MB: `tokenizers` takes a second for 5 to 20 MB.
+                Texts with special tokens in them and other known traps are compared as well.
+
+        Returns:
+            One line that says which and why; `encoder` is the name, for `from_json` in another process.
+        """
+        specials = [token.content for token in self._inner.get_added_tokens_decoder().values()]
+        texts = [text for text in (*probes(specials), *sample) if not self.unknown_characters(text)]
+        name, line = fastest_encoder(self._inner, texts)
+        self._use(name)
+        return line
+
+    def _use(self, encoder: str) -> None:
+        self._encode_flat = bulk_encoder(encoder, self._inner)
+        self.encoder = encoder
 
     def unknown_characters(self, text: str) -> list[str]:
         """The characters of `text` that it has no ids for, sorted; always none where it knows all 256 bytes."""
-        if self.kind == "char":
-            return sorted(character for character in set(text) if character.encode() not in self._alphabet)
-        if not self._byte_gaps:
+        if self.kind != "char" and not self._byte_gaps:
             return []
-        return sorted(character for character in set(text) if not self._byte_gaps.isdisjoint(character.encode()))
+        characters = set(SURROGATE.sub("\ufffd", text))
+        if self.kind == "char":
+            return sorted(character for character in characters if character.encode() not in self._alphabet)
+        return sorted(character for character in characters if not self._byte_gaps.isdisjoint(character.encode()))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -127,15 +157,25 @@ class Tokenizer:
         return self._inner.to_str()
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json`, and for a BPE the older form beside it: `vocab.json` and `merges.txt`."""
+        """Writes `tokenizer.json`, and for a BPE, before it, the older form: `vocab.json` and `merges.txt`."""
         folder = Path(folder)
-        write_text(folder / "tokenizer.json", self.to_json())
         if self.kind == "bpe":
             vocabulary = sorted(self._inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
             merges = json.loads(self.to_json())["model"]["merges"]
             write_text(folder / "vocab.json", json.dumps(dict(vocabulary), ensure_ascii=False))
             write_text(
                 folder / "merges.txt", "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
+            )
+        write_text(folder / "tokenizer.json", self.to_json())
+
+    def _check_spelling(self, texts: Sequence[str]) -> None:
+        if self.kind != "char" and not self._byte_gaps:
+            return
+        unknown = sorted({character for text in texts for character in self.unknown_characters(text)})
+        if unknown:
+            raise BadValue(
+                f"text: the tokenizer cannot spell {_spelled_out(unknown)}, which its training text did not hold. "
+                "Leave the character out, or train a tokenizer that spells any text: data.tokenizer=bpe."
             )
 
     def _check(self) -> None:
@@ -206,29 +246,18 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, min_frequency: int =
         )
     if min_frequency < 1:
         raise BadValue(f"data.min_frequency={min_frequency}: a pair is seen once at least. Take 1 or more.")
-    whole = (_SURROGATE.sub("\ufffd", text) for text in texts if text)
+    whole = (SURROGATE.sub("\ufffd", text) for text in texts if text)
     first = next(whole, None)
     if first is None:
         raise BadValue(f"data.tokenizer={kind}: there is no text to train it on. Name sources that have some.")
     read = itertools.chain([first], whole)
     if kind == "char":
         return Tokenizer(_character_level(read))
-    read = itertools.chain.from_iterable(map(_cut, read))
-    inner = _byte_level(models.BPE() if kind == "bpe" else models.Unigram())
     if kind == "bpe":
-        inner.train_from_iterator(
-            read,
-            trainers.BpeTrainer(
-                vocab_size=vocab_size,
-                min_frequency=min_frequency,
-                special_tokens=list(SPECIAL_TOKENS),
-                initial_alphabet=sorted(_BYTE_OF_CHARACTER),
-                show_progress=False,
-            ),
-        )
-    else:
-        _train_unigram(inner, read, vocab_size)
-    return Tokenizer(inner)
+        learnt = learn_merges(read, vocab_size - len(SPECIAL_TOKENS), min_frequency)
+        pieces = [*SPECIAL_TOKENS, *sorted(BYTE_OF_CHARACTER), *(left + right for left, right in learnt)]
+        return Tokenizer(byte_level(models.BPE({piece: id for id, piece in enumerate(pieces)}, learnt)))
+    return Tokenizer(_unigram(read, vocab_size))
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -256,7 +285,7 @@ def load(path: str | Path) -> Tokenizer:
             ) from None
     if all(part.is_file() for part in pair):
         try:
-            inner = _byte_level(models.BPE.from_file(*map(str, pair)))
+            inner = byte_level(models.BPE.from_file(*map(str, pair)))
         except Exception as error:  # the library raises no narrower kind
             raise BadValue(f"data.tokenizer={path}: vocab.json and merges.txt cannot be read ({error}).") from None
         return Tokenizer(inner)
@@ -266,14 +295,18 @@ def load(path: str | Path) -> Tokenizer:
     )
 
 
-def from_json(text: str) -> Tokenizer:
+def from_json(text: str, encoder: str = "tokenizers") -> Tokenizer:
     """The tokenizer whose `tokenizer.json` has this content.
 
     Whatever would change, cut or decorate a text is taken off an adopted one: truncation, padding, dropout, the tokens
     that its post-processor puts around a text, NFC (cleaning has a switch of its own, `data.normalize`).
 
+    Args:
+        text: The JSON.
+        encoder: What `encode_flat` works with: the `encoder` that `Tokenizer.choose_encoder` has settled on.
+
     Raises:
-        BadValue: As for `load`.
+        BadValue: As for `load`, or `encoder` is not installed here.
     """
     try:
         settings: dict[str, Any] = json.loads(text)
@@ -292,7 +325,7 @@ def from_json(text: str) -> Tokenizer:
         raise BadValue(
             f"data.tokenizer: not a tokenizer.json ({error}). Name one that Hugging Face tokenizers can read."
         ) from None
-    return Tokenizer(inner)
+    return Tokenizer(inner, encoder)
 
 
 def _kind_of(settings: dict[str, Any]) -> str:
@@ -306,13 +339,6 @@ def _kind_of(settings: dict[str, Any]) -> str:
         f"data.tokenizer: a {model} model with a {decoder} decoder does not give back every text unchanged. Adopt a "
         "BPE or Unigram that works on bytes (a ByteLevel decoder, as GPT-2's), or train one: data.tokenizer=bpe."
     )
-
-
-def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    return inner
 
 
 def _character_level(texts: Iterable[str]) -> tokenizers.Tokenizer:
@@ -331,45 +357,32 @@ def _character_level(texts: Iterable[str]) -> tokenizers.Tokenizer:
     return inner
 
 
-def _cut(text: str) -> Iterator[str]:
-    """The text in pieces in which no run of blanks or without one has twice `_LONGEST_WORD` characters."""
-    start = 0
-    # A run of that length fills one of these blocks whole; looking at the first word of each costs next to nothing.
-    for at in range(0, len(text) - _LONGEST_WORD + 1, _LONGEST_WORD):
-        words = text[at : at + _LONGEST_WORD].split(None, 1)
-        if not words or len(words[0]) == _LONGEST_WORD:
-            if start < at:
-                yield text[start:at]
-            start = at + _LONGEST_WORD
-            yield text[at:start]
-    if start < len(text):
-        yield text[start:]
-
-
-def _train_unigram(inner: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int) -> None:
-    """Trains `inner` and makes the result the same every time.
+def _unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """Trained so that the result is the same every time.
 
     The library walks a hash map with a random seed. Measured over 24 trainings on 0.4 to 5 MB, the pieces came out the
     same each time; what moved were the last digits of their scores (by up to 4e-11, so three decimals are safe) and the
     scores of characters that it adds at the end, spaced by 0.0001 upwards from the lowest, in the map's order.
     """
+    inner = byte_level(models.Unigram())
     inner.train_from_iterator(
-        texts,
+        itertools.chain.from_iterable(map(short_words, texts)),
         trainers.UnigramTrainer(
             vocab_size=vocab_size - len(SPECIAL_TOKENS),
             special_tokens=[],
-            initial_alphabet=sorted(_BYTE_OF_CHARACTER),
+            initial_alphabet=sorted(BYTE_OF_CHARACTER),
             show_progress=False,
         ),
     )
     scores = {piece: round(score, 3) for piece, score in json.loads(inner.to_str())["model"]["vocab"]}
     lowest = min(scores.values())
     for piece, score in scores.items():
-        if len(piece) == 1 and score < lowest + 0.0001 * len(_BYTE_OF_CHARACTER):
+        if len(piece) == 1 and score < lowest + 0.0001 * len(BYTE_OF_CHARACTER):
             scores[piece] = lowest
     # A special token stands in the vocabulary for its id alone; no text comes near such a score.
     unreachable = [(special, lowest - 1000.0) for special in SPECIAL_TOKENS]
     inner.model = models.Unigram(unreachable + sorted(scores.items(), key=lambda item: (-item[1], item[0])))
+    return inner
 
 
 def _spelled_out(characters: Sequence[str]) -> str:
@@ -378,23 +391,8 @@ def _spelled_out(characters: Sequence[str]) -> str:
     return shown + (f" and {len(characters) - 5} more" if len(characters) > 5 else "")
 
 
-def _byte_of_character() -> dict[str, int]:
-    """Which byte each character of a byte-level piece stands for.
-
-    Source:
-        Radford et al., GPT-2, `bytes_to_unicode`, https://github.com/openai/gpt-2/blob/master/src/encoder.py: bytes
-        that print stand for themselves, the others are numbered from U+0100.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_of_character()
-
-
 def _bytes_of_piece(piece: str) -> bytes:
-    return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+    return bytes(BYTE_OF_CHARACTER[character] for character in piece)
 
 
 # Text that a lossy tokenizer is likely to change: case, double blanks, line ends, accents beside their letters.
