@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 COMMIT = hashlib.sha1(b"the one commit").hexdigest()
 
 _REPOSITORY = r"(?P<repository>[^/]+/[^/]+)"
@@ -36,6 +38,7 @@ class Faults:
 
     Attributes:
         status_every: Every Nth answers `status`, with `retry_after` seconds as its Retry-After if that is set.
+        status_after: All behind the Nth answer `status`.
         cut_every: Every Nth sends half of what it promised and closes the connection.
         short_every: Every Nth sends half of what was asked for and promises no more than that.
         reset_every: Every Nth has its connection reset before an answer.
@@ -43,6 +46,7 @@ class Faults:
     """
 
     status_every: int = 0
+    status_after: int = 0
     status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE
     retry_after: int | None = None
     cut_every: int = 0
@@ -160,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(self.server.outage, b"")
         if is_due(faults.reset_every):
             return self._reset()
-        if is_due(faults.status_every):
+        if is_due(faults.status_every) or 0 < faults.status_after < number:
             wait = {} if faults.retry_after is None else {"Retry-After": str(faults.retry_after)}
             return self._send(faults.status, b"", wait)
         if is_due(faults.hang_every):
@@ -199,9 +203,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _info(root: Path, repository: str) -> dict[str, Any]:
     files = [{"rfilename": path.relative_to(root).as_posix()} for path in sorted(root.rglob("*")) if path.is_file()]
-    licence = re.search(r"^license: (.+)$", (root / "README.md").read_text(), re.M)
-    card = {"license": licence[1]} if licence else None
-    return {"id": repository, "sha": COMMIT, "siblings": files, "cardData": card, "private": False, "tags": []}
+    _, card, _ = (root / "README.md").read_text().split("---", 2)
+    return {
+        "id": repository,
+        "sha": COMMIT,
+        "siblings": files,
+        "cardData": yaml.safe_load(card),
+        "private": False,
+        "tags": [],
+    }
 
 
 def _entry(root: Path, path: Path) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
 import pickle
 import re
+import shutil
+import socket
 import threading
 import time
 from http import HTTPStatus
@@ -21,6 +24,7 @@ from scratchlm.text import hub_outages, hub_shards
 from scratchlm.text.hub import Access, Split
 from scratchlm.text.hub_shards import Shard
 from scratchlm.text.parts import Chunk, Row, State
+from scratchlm.text.prefetch import prefetch
 
 PAGES = "hf://HuggingFaceFW/fineweb/sample-10BT"
 
@@ -271,8 +275,6 @@ def test_data_that_cannot_be_read_is_asked_for_again_but_not_for_ever(
 
 
 def test_a_stream_left_in_the_middle_leaves_no_thread_and_no_connection_behind(hub: Hub) -> None:
-    import os
-
     import pyarrow
 
     def left() -> tuple[int, int]:
@@ -288,3 +290,175 @@ def test_a_stream_left_in_the_middle_leaves_no_thread_and_no_connection_behind(h
         chunks.close()
     assert left() <= before
     assert pyarrow.total_allocated_bytes() < 1 << 20
+
+
+# Copies
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Refuses every connection, and lists where to."""
+    import huggingface_hub
+
+    tried: list[Any] = []
+
+    def connect(self: socket.socket, address: Any) -> None:
+        tried.append(address)
+        raise AssertionError(f"a connection to {address}")
+
+    huggingface_hub.close_session()
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket.socket, "connect_ex", connect)
+    return tried
+
+
+SPLITS = [PAGES, "hf://Salesforce/wikitext/wikitext-103-raw-v1", "hf://roneneldan/TinyStories:validation"]
+
+
+@pytest.fixture
+def copies(hub: Hub, tmp_path: Path) -> str:
+    """A folder with what the splits need."""
+    prefetch([split(uri) for uri in SPLITS], str(tmp_path / "its [copies]"))
+    return str(tmp_path / "its [copies]")
+
+
+@pytest.mark.parametrize("uri", SPLITS)
+def test_a_prefetched_copy_gives_the_same_rows_and_facts_without_a_network(
+    hub: Hub, copies: str, uri: str, request: pytest.FixtureRequest
+) -> None:
+    online = split(uri)
+    expected = online.describe(), online.estimate_bytes(), rows(online.parts())
+    tried = request.getfixturevalue("no_network")
+    for revision in (None, COMMIT):
+        for offline in (True, False):
+            copied = split(uri, revision=revision, folder=copies, offline=offline)
+            assert (copied.describe(), copied.estimate_bytes(), rows(copied.parts())) == expected
+    assert tried == []
+
+
+def test_prefetch_brings_the_files_of_the_split_and_no_others(hub: Hub, copies: str) -> None:
+    root = Path(copies, "roneneldan", "TinyStories")
+    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    assert [name for name in found if not name.startswith(".cache/")] == [
+        "README.md",
+        "data/validation-00000-of-00001.parquet",
+        "prefetched.json",
+    ]
+
+
+def test_prefetch_twice_fetches_once(hub: Hub, copies: str) -> None:
+    n = hub.n_data_requests
+    prefetch([split(uri) for uri in SPLITS], copies)
+    assert hub.n_data_requests == n
+
+
+def test_prefetch_adds_a_split_to_a_copy(hub: Hub, copies: str) -> None:
+    train = split("hf://roneneldan/TinyStories", folder=copies, offline=True)
+    with pytest.raises(MissingFile, match=r"no copy of roneneldan/TinyStories .* Run `scratchlm prefetch -c \.\.\.`"):
+        train.describe()
+    prefetch([split("hf://roneneldan/TinyStories")], copies)
+    assert len(rows(train.parts())) == N_STORIES["train"]
+    assert rows(split("hf://roneneldan/TinyStories:validation", folder=copies, offline=True).parts())
+
+
+def test_prefetch_goes_through_faults(hub: Hub, waits: list[float], tmp_path: Path) -> None:
+    hub.faults = Faults(cut_every=2, status_every=3)
+    prefetch([split(PAGES)], str(tmp_path))
+    hub.behave()
+    assert rows(split(PAGES, folder=str(tmp_path), offline=True).parts()) == rows(split(PAGES).parts())
+
+
+def test_a_prefetch_that_was_cut_off_leaves_nothing_that_counts(hub: Hub, waits: list[float], tmp_path: Path) -> None:
+    def run() -> None:
+        prefetch([split(PAGES, retry_seconds=2)], str(tmp_path))
+
+    hub.faults = Faults(status_after=1, status=HTTPStatus.BAD_GATEWAY)
+    with pytest.raises(BrokenState, match=r"cannot read HuggingFaceFW/fineweb from the hub \(HTTP 502\)"):
+        run()
+    with pytest.raises(MissingFile, match="no copy of HuggingFaceFW/fineweb"):
+        split(PAGES, folder=str(tmp_path), offline=True).describe()
+    hub.behave()
+    run()
+    assert hub.n_data_requests == 1  # the other file was there
+    assert split(PAGES, folder=str(tmp_path), offline=True).describe()["revision"] == COMMIT
+
+
+def test_a_copy_of_another_revision_is_not_used(hub: Hub, copies: str) -> None:
+    record = Path(copies, "HuggingFaceFW", "fineweb", "prefetched.json")
+    other = "0" * 40
+    record.write_text(record.read_text().replace(COMMIT, other))
+    with pytest.raises(MissingFile, match=rf"no copy of HuggingFaceFW/fineweb at revision '{COMMIT}'"):
+        split(PAGES, revision=COMMIT, folder=copies, offline=True).describe()
+    assert split(PAGES, revision=COMMIT, folder=copies).files().root.startswith("hf://")
+    assert split(PAGES, folder=copies).describe()["revision"] == other
+    prefetch([split(PAGES)], copies)
+    assert split(PAGES, folder=copies).describe()["revision"] == COMMIT
+
+
+def test_a_copy_that_lost_bytes_is_not_used(hub: Hub, copies: str) -> None:
+    path = Path(copies, "HuggingFaceFW", "fineweb", "sample", "10BT", "001_00000.parquet")
+    size = path.stat().st_size
+    os.truncate(path, 1_000)
+    with pytest.raises(
+        BrokenState, match=rf"001_00000\.parquet has 1,000 bytes of {size:,}\. Run `scratchlm prefetch`"
+    ):
+        split(PAGES, folder=copies).parts()
+    prefetch([split(PAGES)], copies)
+    assert len(rows(split(PAGES, folder=copies).parts())) == N_PAGES
+
+
+def test_a_copy_made_by_other_means_is_read_and_has_no_revision(hub: Hub, tmp_path: Path) -> None:
+    assert hub.root
+    folder = tmp_path / "a copy"
+    for uri in SPLITS:
+        repository = split(uri).repository
+        shutil.copytree(hub.root / repository, folder / repository)
+        copied = split(uri, folder=str(folder), offline=True)
+        assert rows(copied.parts()) == rows(split(uri).parts())
+        assert copied.describe() == split(uri).describe() | {"revision": None}
+    with pytest.raises(MissingFile, match="at revision 'main'"):
+        split(PAGES, revision="main", folder=str(folder), offline=True).describe()
+
+
+def test_prefetch_says_what_space_it_needs_before_it_starts(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000))
+    with pytest.raises(BrokenState, match=r"bytes are needed and 1,000 are free"):
+        prefetch([split(PAGES)], str(tmp_path / "copies"))
+    assert not (tmp_path / "copies").exists()
+
+
+# Estimates
+
+
+def test_a_repository_without_data_is_told_in_one_line(hub: Hub) -> None:
+    assert hub.root
+    root = hub.root / "dataless" / "web"
+    write_repository(root, {"text": ["One."]}, "jsonl")
+    (root / "data" / "train-00000.jsonl").rename(root / "data" / "train.unknown")
+    with pytest.raises(MissingFile, match=r"dataless/web has no data files that can be read \("):
+        split("hf://dataless/web").describe()
+
+
+@pytest.mark.parametrize("uri", SPLITS)
+def test_the_bytes_of_a_split_are_estimated_within_a_tenth(hub: Hub, uri: str) -> None:
+    asked = split(uri)
+    n_bytes = sum(len(text.encode()) for text, _ in rows(asked.parts()))
+    before = hub.n_data_requests
+    assert asked.estimate_bytes() == pytest.approx(n_bytes, rel=0.1)
+    assert hub.n_data_requests - before <= 6
+
+
+def test_the_bytes_of_json_lines_are_what_the_card_says_or_unknown(hub: Hub) -> None:
+    assert hub.root
+    said = (
+        "dataset_info:\n  features:\n  - name: text\n    dtype: string\n"
+        "  splits:\n  - name: train\n    num_bytes: 17\n    num_examples: 2"
+    )
+    for name, info, expected in (("said", said, 9), ("unsaid", "tags: []", None)):
+        root = hub.root / "cards" / name
+        write_repository(root, {"text": ["One.", "Two.."]}, "jsonl")
+        card = (root / "README.md").read_text()
+        (root / "README.md").write_text(card.replace("license: mit", f"license: mit\n{info}"))
+        assert split(f"hf://cards/{name}").estimate_bytes() == expected

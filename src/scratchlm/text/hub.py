@@ -1,21 +1,24 @@
 """Splits of repositories on the Hugging Face hub, streamed by `datasets`, never downloaded whole."""
 
-import dataclasses
-import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from scratchlm.errors import BadValue
-from scratchlm.text.hub_outages import ADDRESS, Interrupted, outlast, set_up_clients, told_in_one_line
+from scratchlm.errors import MissingFile
+from scratchlm.text.hub_copies import find_copy
+from scratchlm.text.hub_files import Files, estimate_text_bytes, on_hub
+from scratchlm.text.hub_outages import outlast, told_in_one_line
 from scratchlm.text.hub_shards import Shard
 from scratchlm.text.local import check_text_type, missing_column
+
+Answer = TypeVar("Answer")
 
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^/:\s]+))?(?::([\w.-]+))?")
 
 
 def is_address(uri: str) -> bool:
-    """Whether `uri` is written as `ADDRESS` says."""
+    """Whether `uri` is written as `hub_outages.ADDRESS` says."""
     return _ADDRESS.fullmatch(uri) is not None
 
 
@@ -34,26 +37,6 @@ class Access(NamedTuple):
 
 
 ONLINE = Access()
-
-
-class Files(NamedTuple):
-    """The data files of a split.
-
-    Attributes:
-        root: What the names are below: an hf:// address with the commit, or a folder.
-        commit: What the repository stood at; None where that is not known.
-        licence: As the repository's card states it.
-        format: Name of their loader in `datasets`.
-        options: What the repository sets for the loader.
-        names: The files, in the order of the hub.
-    """
-
-    root: str
-    commit: str | None
-    licence: str | None
-    format: str
-    options: dict[str, Any]
-    names: list[str]
 
 
 @dataclass(frozen=True)
@@ -108,36 +91,43 @@ class Split:
         columns = self._columns(files)
         return [self._shard(files, number, columns) for number in range(len(files.names))]
 
-    def files(self) -> Files:
-        """What the split is made of.
+    def estimate_bytes(self) -> int | None:
+        """About how many bytes of text the split holds; None where that cannot be told from a look at it.
 
         Raises:
             UserError: As `describe`.
         """
-        with told_in_one_line(self.key, self.repository, self.revision):
-            return outlast(self.key, self.repository, self.access.retry_seconds, self._ask_hub)
+        files = self.files()
+        return self._asked(lambda: estimate_text_bytes(files, self.column))
 
-    def _ask_hub(self) -> Files:
-        set_up_clients()
-        from huggingface_hub import HfApi
+    def files(self) -> Files:
+        """What the split is made of: in a copy where there is one, else on the hub.
 
-        info = HfApi().dataset_info(self.repository, revision=self.revision, expand=["sha", "cardData"], timeout=30)
-        assert info.sha, info
-        format, options, splits = _loader(self.repository, self.configuration, info.sha)
-        if self.split not in splits:
-            raise BadValue(
-                f"{self.key}: {self.repository} cannot be opened as asked: Bad split: {self.split}. Available splits: "
-                f"{list(splits)} Write {ADDRESS}."
+        Raises:
+            UserError: As `describe`.
+        """
+        folder = self.access.folder
+        asked = (self.repository, self.configuration, self.split, self.revision)
+        if folder:
+            with told_in_one_line(self.key, self.repository, self.revision):
+                if found := find_copy(self.key, folder, *asked):
+                    return found
+        if self.access.offline:
+            revision = f" at revision {self.revision!r}" if self.revision else ""
+            raise MissingFile(
+                f"{self.key}: data.offline=True and no copy of {self.repository}{revision} with what is asked of it in "
+                f"data.hub_folder={folder!r}. Run `scratchlm prefetch -c ...` with these sources where there is a "
+                "network, and set data.hub_folder to its folder."
             )
-        licence = info.card_data.get("license") if info.card_data else None
-        root = _root(self.repository, info.sha)
-        licence = ", ".join(licence) if isinstance(licence, list) else licence
-        return Files(root, info.sha, licence, format, options, splits[self.split])
+        return self._asked(lambda: on_hub(*asked))
+
+    def _asked(self, ask: Callable[[], Answer]) -> Answer:
+        with told_in_one_line(self.key, self.repository, self.revision):
+            return outlast(self.key, self.repository, self.access.retry_seconds, ask)
 
     def _columns(self, files: Files) -> tuple[str, ...]:
         """The text column and, where there is one, that of ids; checks that the first is there and holds text."""
-        with told_in_one_line(self.key, self.repository, self.revision):
-            schema = outlast(self.key, self.repository, self.access.retry_seconds, self._shard(files, 0, None).schema)
+        schema = self._asked(self._shard(files, 0, None).schema)
         if self.column not in schema.names:
             raise missing_column(self.key, self.repository, self.column, schema.names)
         check_text_type(self.key, self.repository, self.column, schema.field(self.column).type)
@@ -147,41 +137,10 @@ class Split:
         return Shard(
             self.key,
             self.repository,
-            f"{files.root}/{files.names[number]}",
+            files.path(number),
             f"{self.split}-{number}",
             files.format,
             files.options,
             columns,
-            self.access.retry_seconds,
+            self.access.retry_seconds if "://" in files.root else 0.0,
         )
-
-
-def _root(repository: str, commit: str) -> str:
-    return f"hf://datasets/{repository}@{commit}"
-
-
-@functools.lru_cache
-def _loader(
-    repository: str, configuration: str | None, commit: str
-) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
-    """The loader of a configuration in `datasets`, its options, and the names of the files of each split."""
-    import datasets
-
-    builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
-    format = type(builder).__module__.rsplit(".", 1)[-1]
-    if format == "cache":  # what was loaded once on this machine, offered where the hub does not answer
-        raise Interrupted("its files could not be listed")
-    plain = type(builder.config)()
-    options = {
-        field.name: value
-        for field in dataclasses.fields(builder.config)
-        if field.name not in ("name", "version", "data_dir", "data_files", "description")
-        and (value := getattr(builder.config, field.name)) != getattr(plain, field.name)
-        and isinstance(value, bool | int | float | str | list)
-    }
-    root = _root(repository, commit) + "/"
-    splits = {
-        str(split): [name.removeprefix(root) for name in names]
-        for split, names in (builder.config.data_files or {}).items()
-    }
-    return format, options, splits

@@ -199,7 +199,7 @@ def _is_bad_data(error: Exception) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, OSError):  # what Arrow and gzip raise has no number, as that of the system has
-        return error.errno is None and not isinstance(error, HfHubHTTPError)
+        return error.errno is None and not isinstance(error, HfHubHTTPError | FileNotFoundError)
     return isinstance(error, pyarrow.ArrowInvalid | EOFError | zlib.error)
 
 
@@ -242,7 +242,8 @@ def told_in_one_line(key: str, repository: str, revision: str | None) -> Iterato
 
 
 def _explained(error: Exception, key: str, repository: str, revision: str | None) -> Exception:
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
     from huggingface_hub import errors
 
     found = interruption(error)
@@ -263,6 +264,8 @@ def _explained(error: Exception, key: str, repository: str, revision: str | None
         )
     if _is_bad_data(error):
         return BrokenState(f"{here} sent data that cannot be read ({said}). Run again.")
+    if isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
+        return MissingFile(f"{here} has no data files that can be read ({said}). Name another one.")
     if isinstance(error, OSError) or type(error).__module__.startswith("http"):
         return BrokenState(f"{key}: cannot read {repository} ({said}). Run the same command again.")
     if isinstance(error, ValueError):  # an unknown configuration; the text names those there are
