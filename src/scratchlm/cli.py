@@ -22,6 +22,7 @@ from scratchlm.errors import BadValue, MissingFile, UserError
 
 VERBS = {
     "prepare": "text -> tokenizer -> bins, as the data: part of a YAML says",
+    "prefetch": "bring the hub's files that prepare will read, so that it can do without a network",
     "fit": "train; prepares too, where the bins are missing",
     "validate": "score a checkpoint on val.bin",
     "test": "score a checkpoint on test.bin",
@@ -68,6 +69,8 @@ def _run(argv: list[str]) -> None:
         print(f"scratchlm {__version__}")
     elif verb == "prepare":
         _prepare(rest)
+    elif verb == "prefetch":
+        _prefetch(rest)
     elif verb in _TRAINER_VERBS:
         importlib.import_module("scratchlm.run").run(argv)
     elif verb == "corpus":
@@ -111,17 +114,40 @@ def _prepare(argv: list[str]) -> None:
     from scratchlm.data.card import card_table
     from scratchlm.data.preparation import Corpus
 
-    corpus_keys = set(inspect.signature(Corpus).parameters)
-    parser = OneLineParser(
-        prog="scratchlm prepare", description="Text to tokenizer to bins, as the data: part of a YAML says."
-    )
-    parser.add_argument(
-        "-c", "--config", action="config", help="YAML of a run; only its data: part is read. Later files win."
-    )
+    parser = _corpus_parser("prepare")
     parser.add_argument(
         "--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins."
     )
+    given = _parsed(parser, argv)
+    print(card_table(Corpus(**given.data.as_dict()).prepare(fresh=given.fresh)))
+
+
+def _prefetch(argv: list[str]) -> None:
+    from scratchlm.data.preparation import Corpus
+
+    parser = _corpus_parser("prefetch")
+    parser.add_argument(
+        "--folder", type=str | None, default=None, help="Where to; None is data.hub_folder, which prepare then reads."
+    )
+    given = _parsed(parser, argv)
+    Corpus(**given.data.as_dict()).prefetch(given.folder)
+
+
+def _corpus_parser(verb: str) -> "OneLineParser":
+    from scratchlm.data.preparation import Corpus
+
+    parser = OneLineParser(prog=f"scratchlm {verb}", description=VERBS[verb])
+    parser.add_argument(
+        "-c", "--config", action="config", help="YAML of a run; only its data: part is read. Later files win."
+    )
     parser.add_class_arguments(Corpus, "data")
+    return parser
+
+
+def _parsed(parser: "OneLineParser", argv: list[str]) -> Any:
+    from scratchlm.data.preparation import Corpus
+
+    corpus_keys = set(inspect.signature(Corpus).parameters)
 
     def corpus_part(path: str) -> dict[str, Any]:
         data = read_yaml(path).get("data", {})
@@ -133,9 +159,7 @@ def _prepare(argv: list[str]) -> None:
         return {"data": {key: value for key, value in data.items() if key in corpus_keys}}
 
     with rewritten_configs(argv, corpus_part) as rewritten:
-        given = parser.parse_args(rewritten)
-    manifest = Corpus(**given.data.as_dict()).prepare(fresh=given.fresh)
-    print(card_table(manifest))
+        return parser.parse_args(rewritten)
 
 
 def _keys_of_training_data() -> set[str]:

@@ -17,7 +17,7 @@ from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
 from scratchlm.text.cleaning import parse_cleaning
-from scratchlm.text.documents import Source, describe_all, parse_sources
+from scratchlm.text.documents import Source, bring, describe_all, parse_sources
 from scratchlm.text.hub import Access
 from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 
@@ -221,6 +221,21 @@ class Corpus:
             staging.publish()
         _warn(manifest["card"]["warnings"])
         return manifest
+
+    def prefetch(self, folder: str | None = None) -> None:
+        """Brings the files that `prepare` would read from the hub, at the commits that their repositories stand at.
+
+        Args:
+            folder: Where to; None is `hub_folder`.
+
+        Raises:
+            UserError: There is nothing to bring or no folder, the hub cannot be reached, or the disk is too small.
+        """
+        if not (folder := folder or self.hub_folder):
+            raise BadValue(
+                "data.hub_folder: names no folder. Give the one that the files are to be in, such as --folder hub."
+            )
+        bring(self.parsed_sources, self.access, folder)
 
     def _plan(self) -> dict[str, Any]:
         """What must be the same for a killed `prepare` to be gone on with."""

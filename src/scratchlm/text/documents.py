@@ -9,6 +9,7 @@ from scratchlm.errors import BadValue, UserError
 from scratchlm.text import builtin, hub, local, wikitext
 from scratchlm.text.hub_outages import ADDRESS
 from scratchlm.text.parts import Part
+from scratchlm.text.prefetch import prefetch
 
 MAX_SOURCES = 255  # a source's number is one byte in the bins
 _MAX_WEIGHT = 1e6  # beyond it a sum of weights or a share of bytes may overflow (chosen, not tuned)
@@ -164,6 +165,18 @@ def parts(source: Source, access: hub.Access) -> list[Part]:
         by_line = source.documents in ("line", "wikitext")
         found = local.parts(source.key, source.uri, source.column, source.separator, by_line)
     return [wikitext.Articles(found)] if source.is_wikitext else found
+
+
+def bring(sources: list[Source], access: hub.Access, folder: str) -> None:
+    """Brings the files of those sources that are on the hub; see `text.prefetch`.
+
+    Raises:
+        UserError: As `prefetch`, or no source is on the hub.
+    """
+    splits = [_split(source, access) for source in sources if source.uri.startswith("hf://")]
+    if not splits:
+        raise BadValue("data.sources: none of them is on the hub, so there is nothing to bring. Run scratchlm prepare.")
+    prefetch(splits, folder)
 
 
 def text_bytes(source: Source, access: hub.Access) -> int | None:
