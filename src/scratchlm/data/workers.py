@@ -4,10 +4,14 @@ import multiprocessing
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -17,6 +21,7 @@ from scratchlm.errors import UserError
 from scratchlm.text.lanes import Cursor, Lane
 
 Made = tuple[Block, Cursor] | None  # a block and the cursor behind it; None where the lane has ended
+_LOOK_SECONDS = 0.5  # between two looks at whether the process that gives the orders lives (chosen, not tuned)
 _Order = tuple[int, int, bool, Cursor]  # source, lane, whether to begin at the cursor or go on
 
 
@@ -81,18 +86,22 @@ class Processes:
         self._begun = (list(map(list, lanes)), recipe)
         self._made: dict[tuple[int, int], queue.SimpleQueue[Any]] = defaultdict(queue.SimpleQueue)
         self._cursors: dict[tuple[int, int], Cursor] = {}
-        self._processes: list[Any] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
 
     def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-        for number in range(self.n):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, *self._begun), name=f"prepare-{number}", daemon=True)
-            process.start()
+        for _ in range(self.n):
+            ours, theirs = multiprocessing.Pipe()
+            # Not multiprocessing's own processes: a fork would copy locks that other threads hold, and a spawn would
+            # run the user's script again.
+            code = f"import sys; sys.path[:] = {sys.path!r}; from scratchlm.data.workers import work; work"
+            command = [sys.executable, "-c", f"{code}({theirs.fileno()}, {os.getpid()})"]
+            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
             theirs.close()
-            self._processes.append(process)
             self._connections.append(ours)
+        for ours in self._connections:
+            with suppress(OSError):  # it has been killed already, which its first order will find out
+                ours.send(self._begun)
             # Without someone who takes blocks off the pipe at once, a process would wait there instead of working.
             threading.Thread(target=self._receive, args=(ours,), daemon=True).start()
         return self
@@ -101,7 +110,7 @@ class Processes:
         for process in self._processes:
             process.kill()  # it holds nothing that could be left half-written
         for process in self._processes:
-            process.join()
+            process.wait()
 
     def begin(self, source: int, lane: int, cursor: Cursor) -> None:
         """As `Workers.begin`."""
@@ -143,19 +152,27 @@ def _killed() -> UserError:
     )
 
 
-def _work(connection: Connection, lanes: list[list[Lane]], recipe: Recipe) -> None:
-    """The life of a process: one order after the other, until the process that gives them is gone."""
+def work(descriptor: int, parent: int) -> None:
+    """The life of a process: one order after the other, until the process that gives them is gone.
+
+    Args:
+        descriptor: Of the connection that they come by; first comes what `BlockMaker` takes.
+        parent: Process id of the one that gives them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that gives the orders ends the others
-    parent = multiprocessing.parent_process()
-    assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # the other cores have processes
-    maker = BlockMaker(lanes, recipe)
+    connection = Connection(descriptor)
+    try:
+        _follow_orders(connection)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # nobody reads what an orderly end would say
+
+
+def _follow_orders(connection: Connection) -> None:
+    maker = BlockMaker(*connection.recv())
     while True:
-        try:
-            source, lane, begins, cursor = connection.recv()
-        except EOFError:
-            return
+        source, lane, begins, cursor = connection.recv()
         try:
             if begins:
                 maker.begin(source, lane, cursor)
@@ -167,8 +184,9 @@ def _work(connection: Connection, lanes: list[list[Lane]], recipe: Recipe) -> No
         connection.send(((source, lane), made))
 
 
-def _end_with(parent: Any) -> None:
-    parent.join()
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
     os._exit(1)
 
 
