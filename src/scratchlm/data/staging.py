@@ -19,6 +19,7 @@ from scratchlm.files.whole import remove_leftovers, sync_folder, told_if_unwrita
 
 STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
 LOCK = "prepare.lock"
+NEAR_LOG = "near.log"
 _PLAN, _COMMIT = "plan.json", "commit.json"
 
 
@@ -104,7 +105,7 @@ class Staging:
         Raises:
             BrokenState: The folder cannot be written.
         """
-        for name in (_PLAN, _COMMIT, f"{_COMMIT}.new"):
+        for name in (_PLAN, _COMMIT, f"{_COMMIT}.new", NEAR_LOG):
             (self.path / name).unlink(missing_ok=True)
         remove_leftovers(self.path)
         new = [path.name for path in self.path.iterdir()]
