@@ -165,14 +165,18 @@ class Making:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def _tokenizer(self, dealt: Sequence[Sequence[Lane]]) -> Tokenizer:
-        corpus, folder = self.corpus, self.staging.path
-        if (folder / "tokenizer.json").exists():  # it is written whole, and its companions before it
-            return load(folder / "tokenizer.json")
+        corpus, staging = self.corpus, self.staging
+        if staging.has_tokenizer:
+            return load(staging.path / "tokenizer.json")
+        if "tokenizer" in staging.plan():
+            print(f"scratchlm: {staging.path}: tokenizer not as it was left. Beginning anew.", file=sys.stderr)
+        staging.forget_commits()
         if corpus.tokenizer in KINDS:
             made = train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
         else:
             made = load(corpus.tokenizer)
-        made.save(folder)
+        made.save(staging.path)
+        staging.keep_tokenizer()
         return made
 
     def _sample(self, dealt: Sequence[Sequence[Lane]]) -> Iterator[str]:
