@@ -117,6 +117,8 @@ class Staging:
         Raises:
             BrokenState: The folder cannot be written.
         """
+        if not self.waits_to_be_published:  # another process has published them in the meantime
+            return
         for name in (_PLAN, _COMMIT, f"{_COMMIT}.new", NEAR_LOG):
             (self.path / name).unlink(missing_ok=True)
         remove_leftovers(self.path)
