@@ -23,7 +23,7 @@ _MAGIC_QUESTIONS = 20240522  # of write_evalfile in the same script: questions w
 _VERSION_UINT16 = 1
 _LOOKED_AT = 1 << 16  # ids in which every second one is 0 if they are 4-byte ids; fewer than 256 tell nothing (chosen)
 _WINDOW_TOKENS = 1 << 20  # looked at together (chosen, not tuned)
-_LONGEST_DOCUMENT = 1 << 24  # tokens; a longer one is cut, so that memory stays flat (chosen, not tuned)
+_LONGEST_DOCUMENT = 1 << 20  # tokens; a longer one is cut, so that memory stays flat (chosen, not tuned)
 
 
 class IdChunk(NamedTuple):
