@@ -73,6 +73,27 @@ def test_at_every_document_boundary_the_shares_hold(folder, three):
     assert 30_000 <= tokens.sum() < 30_000 + longest
 
 
+def test_the_whole_corpus_has_the_shares_asked_for_within_a_hundredth(folder, write_jsonl, story):
+    asked = {"one": 4, "two": 4, "three": 2}
+    sources = {
+        name: {"uri": write_jsonl(name, [story(i, 20 * seed, seed) for i in range(400)]), "weight": weight}
+        for seed, (name, weight) in enumerate(asked.items(), 1)
+    }
+    manifest = Corpus(str(folder), sources, total_tokens=50_000, **SMALL).prepare()
+    longest = max(len(ids) for _, _, ids in documents_of(folder, "train"))
+    assert longest < 0.005 * 50_000
+    for entry in manifest["card"]["sources"]:
+        assert entry["achieved_share"] == pytest.approx(asked[entry["name"]] / 10, abs=0.01)
+
+
+def test_a_source_too_small_for_its_share_is_told_before_anything_is_read(folder, three, capsys):
+    Corpus(str(folder), three, total_tokens=200_000, **SMALL).prepare()
+    told = capsys.readouterr().err
+    (line,) = [line for line in told.splitlines() if "data.sources.short: holds about" in line]
+    assert re.search(r"holds about [\d.]+k tokens, which 4 passes make [\d.]+k of the 80k of its share", line)
+    assert told.index(line) < told.index("tokenizer sample")
+
+
 def test_a_dry_source_is_repeated_in_another_order_without_its_validation(folder, three):
     manifest = Corpus(str(folder), three, total_tokens=40_000, **SMALL).prepare()
     train = [hash_ for source, hash_, _ in documents_of(folder, "train") if source == 0]

@@ -9,8 +9,7 @@ from scratchlm.data.bins import TOKENIZER_FILES
 from scratchlm.errors import UserError
 from scratchlm.files.whole import sha256
 from scratchlm.text import builtin
-from scratchlm.text.documents import Source
-from scratchlm.text.local import find_files
+from scratchlm.text.documents import Source, files_of
 from scratchlm.text.tokenizer import KINDS
 
 
@@ -70,7 +69,7 @@ def _files(source: Source) -> list[tuple[str, str]]:
     if source.uri.startswith(("builtin:", "hf://")):
         return []
     try:
-        return find_files(source.key, source.uri)
+        return files_of(source)
     except UserError:
         return []
 

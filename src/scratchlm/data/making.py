@@ -56,8 +56,9 @@ class Making:
         """
         corpus = self.corpus
         inputs = inputs_of(self.sources, corpus.tokenizer)
+        adopted = load(corpus.tokenizer) if corpus.tokenizer not in KINDS else None
         dealt = [
-            lanes(source.name, parts(source, corpus.access), corpus.seed, corpus.shuffle_documents)
+            lanes(source.name, parts(source, corpus.access, adopted), corpus.seed, corpus.shuffle_documents)
             for source in self.sources
         ]
         sizes = [text_bytes(source, corpus.access) for source in self.sources]
@@ -65,7 +66,7 @@ class Making:
         self._say_what_will_run_dry(sizes)
         needed = self._bytes_needed(total_bytes)
         require_space(self.staging.folder, needed - _bytes_in(self.staging))
-        tokenizer = self._tokenizer(dealt)
+        tokenizer = self._tokenizer(dealt, adopted)
         print(f"scratchlm: {tokenizer.choose_encoder(self._checked_texts(dealt))}", file=sys.stderr)
         whole_files = [source.is_whole_files for source in self.sources]
         recipe = Recipe(corpus.cleaning, whole_files, tokenizer.to_json(), tokenizer.encoder, corpus.near_duplicates)
@@ -164,17 +165,14 @@ class Making:
             return 1
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def _tokenizer(self, dealt: Sequence[Sequence[Lane]]) -> Tokenizer:
+    def _tokenizer(self, dealt: Sequence[Sequence[Lane]], adopted: Tokenizer | None) -> Tokenizer:
         corpus, staging = self.corpus, self.staging
         if staging.has_tokenizer:
             return load(staging.path / "tokenizer.json")
         if "tokenizer" in staging.plan():
             print(f"scratchlm: {staging.path}: tokenizer not as it was left. Beginning anew.", file=sys.stderr)
         staging.forget_commits()
-        if corpus.tokenizer in KINDS:
-            made = train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
-        else:
-            made = load(corpus.tokenizer)
+        made = adopted or train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
         made.save(staging.path)
         staging.keep_tokenizer()
         return made
@@ -208,6 +206,8 @@ class Making:
         """Some text of each source, as it will be encoded."""
         found = []
         for source, own in zip(self.sources, dealt, strict=True):
+            if source.is_ids:
+                continue
             n_characters = 0
             for text in _texts(own, Cleaner(self.corpus.cleaning, source.is_whole_files)):
                 found.append(text[:_CHECKED_CHARACTERS])

@@ -118,6 +118,12 @@ class Corpus:
             raise BadValue("\n".join(faults))
         self.cleaning = parse_cleaning(cleaning)
         self.parsed_sources = parse_sources(sources or {})
+        for source in self.parsed_sources:
+            if source.is_ids and tokenizer in KINDS:
+                raise BadValue(
+                    f"data.tokenizer={tokenizer}: would be trained on text, and {source.key} holds ids that another "
+                    "one has made. Name that tokenizer: data.tokenizer=PATH of its tokenizer.json."
+                )
 
     def _faults(self) -> Iterator[str]:
         adopts = not self.sources and bool(self.folder) and is_foreign(self.folder)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -39,12 +39,13 @@ def kind_of(path: str) -> str | None:
     return suffix if suffix in KINDS else None
 
 
-def find_files(key: str, path: str) -> list[tuple[str, str]]:
+def find_files(key: str, path: str, kinds: Sequence[str] = KINDS) -> list[tuple[str, str]]:
     """The files that a path or glob names, in the order of their names.
 
     Args:
         key: What errors call the source, such as `data.sources.web`.
         path: A file, or a glob (`**` for any depth); `~` is the home folder.
+        kinds: Endings of the files that may be there.
 
     Returns:
         (path, label) of each file. Labels are short and the same wherever the folder stands.
@@ -64,8 +65,9 @@ def find_files(key: str, path: str) -> list[tuple[str, str]]:
         found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
         if not found:
             raise MissingFile(f"{key}: no file matches {path}. Check the pattern (this folder is {os.getcwd()}).")
-    if unreadable := [name for name in found if kind_of(name) is None]:
-        raise BadValue(f"{key}: {unreadable[0]} cannot be read as text. Name files that end in {ALLOWED}.")
+    if unreadable := [name for name in found if (kind_of(name) or os.path.splitext(name)[1]) not in kinds]:
+        allowed = ALLOWED if kinds == KINDS else " or ".join(kinds)
+        raise BadValue(f"{key}: {unreadable[0]} cannot be read. Name files that end in {allowed}.")
     root = os.path.dirname(found[0]) if len(found) == 1 else os.path.commonpath([os.path.dirname(n) for n in found])
     return [(name, Path(os.path.relpath(name, root or ".")).as_posix()) for name in found]
 
