@@ -27,6 +27,15 @@ from scratchlm.files.lock import folder_lock
 CLEANING = ["unicode", "whitespace", {"length": {"min_characters": 10}}]
 SMALL = {"vocab_size": 300, "context_length": 16, "cleaning": CLEANING, "val_fraction": 0.05, "shuffle_documents": 10}
 
+# The command itself, with files no larger than so many bytes: writing more is refused as it is on a full disk.
+FULL = """
+import resource, sys
+from scratchlm.cli import main
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+main()
+"""
+
 # The command itself, but that it commits behind every document, on a disk that takes its time to rename a file.
 COMMAND = """
 import os, sys, time
