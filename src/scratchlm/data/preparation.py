@@ -16,6 +16,7 @@ from scratchlm.data.making import Making
 from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
+from scratchlm.text import near
 from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, bring, describe_all, parse_sources
 from scratchlm.text.hub import Access
@@ -116,6 +117,8 @@ class Corpus:
         if faults := list(self._faults()):
             raise BadValue("\n".join(faults))
         self.cleaning = parse_cleaning(cleaning)
+        if near_duplicates is not None:
+            near.require_library()
         self.parsed_sources = parse_sources(sources or {})
         for source in self.parsed_sources:
             if source.is_ids and tokenizer in KINDS:
