@@ -7,6 +7,8 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -81,6 +83,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         time.sleep(seconds / 50)
 
     monkeypatch.setattr(hub_outages, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(hub_outages, "_asked_by", {})  # by the tests before
     return waited
 
 
@@ -462,3 +465,44 @@ def test_the_bytes_of_json_lines_are_what_the_card_says_or_unknown(hub: Hub) -> 
         card = (root / "README.md").read_text()
         (root / "README.md").write_text(card.replace("license: mit", f"license: mit\n{info}"))
         assert split(f"hf://cards/{name}").estimate_bytes() == expected
+
+
+# Ends of processes
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+
+
+OPEN_ONE = """
+from scratchlm.text.hub import Split
+parts = Split.at("data.sources.web", "hf://HuggingFaceFW/fineweb/sample-10BT", None, "text").parts()
+chunks = [part.read() for part in parts]
+for chunk in chunks:
+    next(chunk)
+"""
+
+
+@pytest.mark.parametrize(
+    "end", ["", "raise SystemExit(0)", "import os; os._exit(0)", "del chunks"], ids=["ends", "exits", "_exit", "drops"]
+)
+def test_a_process_that_leaves_streams_open_ends_cleanly(hub: Hub, end: str) -> None:
+    done = run_python(OPEN_ONE + end)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_two_minutes_of_outage_change_nothing(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    parts = split(PAGES).parts()
+    expected = rows(parts)
+    hub.go_down(seconds=120)
+    assert rows(parts) == expected
+    lines = capfd.readouterr().err.splitlines()
+    assert [re.findall(r"again in (\d+) s", line)[0] for line in lines] == ["1", "1", "2", "4", "8", "16", "32", "60"]

@@ -268,6 +268,6 @@ def _explained(error: Exception, key: str, repository: str, revision: str | None
         return MissingFile(f"{here} has no data files that can be read ({said}). Name another one.")
     if isinstance(error, OSError) or type(error).__module__.startswith("http"):
         return BrokenState(f"{key}: cannot read {repository} ({said}). Run the same command again.")
-    if isinstance(error, ValueError):  # an unknown configuration; the text names those there are
+    if isinstance(error, ValueError):  # an unknown configuration or split; the text names those there are
         return BadValue(f"{here} cannot be opened as asked: {said} Write {ADDRESS}.")
     return error
