@@ -247,10 +247,9 @@ class Progress:
         self._n_bytes += n_bytes
         if self._total_tokens and split != "train":
             return
-        if self._text_bytes:
-            self._bar.total = max(
-                self._bar.n + n_tokens, round((self._bar.n + n_tokens) * self._text_bytes / self._n_bytes)
-            )
+        if self._text_bytes and not self._total_tokens:
+            n_read = self._bar.n + n_tokens - self._initial
+            self._bar.total = max(self._bar.n + n_tokens, round(n_read * self._text_bytes / self._n_bytes))
         if self._bar.update(n_tokens):  # it has drawn itself
             self._show_megabytes()
 

@@ -15,7 +15,7 @@ from scratchlm.data.bins import DOCUMENT, TOKEN, write_manifest
 from scratchlm.data.blocks import Recipe
 from scratchlm.data.card import card_of, warnings_for
 from scratchlm.data.inputs import inputs_of
-from scratchlm.data.staging import Staging
+from scratchlm.data.staging import NEAR_LOG, Staging
 from scratchlm.data.supply import Copies, Supply
 from scratchlm.data.workers import workers
 from scratchlm.data.writer import BinWriter
@@ -87,12 +87,7 @@ class Making:
         splits = Splits(corpus.split, corpus.val_fraction, corpus.test_fraction, corpus.context_length)
         max_passes = corpus.max_repetitions if corpus.total_tokens else 1
         with ExitStack() as stack:
-            state, writers = self._opened(stack, splits, tokenizer.end_of_text_id)
-            n_keys = near.n_keys(corpus.near_duplicates) if corpus.near_duplicates else 0
-            copies = Copies(staging.path / "near.log", n_keys)
-            stack.callback(copies.close)
-            if state:
-                copies.take_up(writers.values(), state["near"])
+            state, writers, copies = self._opened(stack, splits, tokenizer.end_of_text_id)
             made_by = stack.enter_context(workers(dealt, recipe, self._n_processes(total_bytes)))
             supplies = [
                 Supply(number, len(own), made_by, copies, writers["train"], max_passes, corpus.seed, taken_up)
@@ -104,10 +99,9 @@ class Making:
             assembly = Assembly(supplies, self.sources, splits, writers, progress, state.get("assembly"))
 
             def commit() -> None:
-                near_bytes = copies.commit()
                 staging.commit(
                     {
-                        "near": near_bytes,
+                        "near": copies.commit(),
                         "writers": {name: writer.commit() for name, writer in writers.items()},
                         "supplies": [supply.state() for supply in supplies],
                         "assembly": assembly.state(),
@@ -135,8 +129,8 @@ class Making:
 
     def _opened(
         self, stack: ExitStack, splits: Splits, end_of_text_id: int
-    ) -> tuple[dict[str, Any], dict[str, BinWriter]]:
-        """Writers of all splits behind what was committed, and the state committed with it; empty for a beginning."""
+    ) -> tuple[dict[str, Any], dict[str, BinWriter], Copies]:
+        """The state that was committed, empty for a beginning; writers of all splits and copies, as they were then."""
         state = self.staging.committed()
         try:
             with ExitStack() as tried:
@@ -146,6 +140,10 @@ class Making:
                     )
                     for name in splits.names
                 }
+                n_keys = near.n_keys(self.corpus.near_duplicates) if self.corpus.near_duplicates else 0
+                copies = Copies(self.staging.path / NEAR_LOG, n_keys)
+                tried.callback(copies.close)
+                copies.open(writers.values(), state.get("near"))
                 stack.push(tried.pop_all())
         except BrokenState as error:
             if not state:
@@ -156,7 +154,7 @@ class Making:
         if state:
             n_tokens = writers["train"].n_tokens
             print(f"scratchlm: going on from {n_tokens:,} tokens, where prepare was stopped", file=sys.stderr)
-        return state, writers
+        return state, writers, copies
 
     def _n_processes(self, total_bytes: int | None) -> int:
         corpus = self.corpus
@@ -168,11 +166,15 @@ class Making:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def _tokenizer(self, dealt: Sequence[Sequence[Lane]], adopted: Tokenizer | None) -> Tokenizer:
-        corpus, folder = self.corpus, self.staging.path
-        if (folder / "tokenizer.json").exists():  # it is written whole, and its companions before it
-            return load(folder / "tokenizer.json")
+        corpus, staging = self.corpus, self.staging
+        if staging.has_tokenizer:
+            return load(staging.path / "tokenizer.json")
+        if "tokenizer" in staging.plan():
+            print(f"scratchlm: {staging.path}: tokenizer not as it was left. Beginning anew.", file=sys.stderr)
+        staging.forget_commits()
         made = adopted or train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
-        made.save(folder)
+        made.save(staging.path)
+        staging.keep_tokenizer()
         return made
 
     def _sample(self, dealt: Sequence[Sequence[Lane]]) -> Iterator[str]:
