@@ -488,7 +488,7 @@ def mishaps(write_jsonl, tmp_path, story):
         "one": (
             {"a": str(tmp_path / "one.txt")},
             BadValue,
-            r"1 documents with [\d,]+ tokens.*window takes 17.*data.split=tail",
+            r"1 document with [\d,]+ tokens.*window takes 17.*data.split=tail",
         ),
         "all bad": (
             {"a": write_jsonl("fewer", ["x"]), "b": str(tmp_path / "empty.txt")},

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
 from scratchlm.text.parts import Chunk, Part, Row, State
 
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -60,6 +60,8 @@ def find_files(key: str, path: str, kinds: Sequence[str] = KINDS) -> list[tuple[
             raise MissingFile(f"{key}: no file {path}. Check the path (this folder is {os.getcwd()}).")
         if os.path.isdir(path):
             raise BadValue(f"{key}: {path} is a folder. Name its files, such as {os.path.join(path, '*.txt')}.")
+        if not os.path.isfile(path):
+            raise BadValue(f"{key}: {path} is no regular file. Write its text to one, and name that.")
         found = [path]
     else:
         found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
@@ -331,7 +333,11 @@ def _open(path: str) -> IO[bytes]:
 def _readable(key: str, path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError | EOFError | zlib.error) or type(error).__module__.startswith("pyarrow")):
+            raise
         reason = str(error).splitlines()[0]
         raise BrokenState(f"{key}: {path} cannot be read to its end ({reason}). Fetch or pack it again.") from error
 
