@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -377,6 +378,7 @@ def _connect(n_workers: int | None, n_lanes: int) -> bool:
     for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(name, "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             _knock(address)
@@ -389,6 +391,7 @@ def _connect(n_workers: int | None, n_lanes: int) -> bool:
         where = f"RAY_ADDRESS={address}: cannot be joined" if address else "--executor=ray: Ray cannot be started"
         cure = "Correct it, or unset it to start a cluster on this machine" if address else "Leave --executor out"
         raise UserError(f"{where} ({_reason(error.__cause__ or error)}). {cure}.") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own and leaves it there; Lightning would then set none
     return not address
 
 
