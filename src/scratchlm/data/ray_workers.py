@@ -11,12 +11,13 @@ import importlib.util
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from scratchlm.text.lanes import Cursor, Lane
 _MOST_DEATHS = 3  # of workers in a row, over one block or before they have begun (chosen, not tuned)
 _PATIENCE_SECONDS = 10.0  # for a free core, before a line says what is waited for
 _LOOK_SECONDS = 1.0  # between two looks at whether to stop
+_KNOCK_SECONDS = 10.0
 _STORE_BYTES = 64 << 20  # of the object store of a cluster that is started here, for each worker: two blocks and more
 
 
@@ -288,6 +290,11 @@ class _Worker:
                     raise _Stopped from None
                 self.kill()
                 reason = _reason(error)
+                if getattr(error, "actor_init_failed", False):
+                    raise UserError(
+                        f"--executor=ray: a worker could not begin ({reason}). Every node needs scratchlm "
+                        f"{__version__} where its Python finds it."
+                    ) from None
                 if number < _MOST_DEATHS:
                     print(f"scratchlm: a Ray worker died ({reason}); another takes its place", file=sys.stderr)
         raise UserError(
@@ -371,8 +378,10 @@ def _connect(n_workers: int | None, n_lanes: int) -> bool:
     for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(name, "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
+            _knock(address)
             ray.init(address, **quiet)
         else:
             n = min(n_workers or n_cores(), n_lanes)
@@ -381,14 +390,22 @@ def _connect(n_workers: int | None, n_lanes: int) -> bool:
     except (OSError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}: cannot be joined" if address else "--executor=ray: Ray cannot be started"
         cure = "Correct it, or unset it to start a cluster on this machine" if address else "Leave --executor out"
-        raise UserError(f"{where} ({_reason(error)}). {cure}.") from error
+        raise UserError(f"{where} ({_reason(error.__cause__ or error)}). {cure}.") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own and leaves it there; Lightning would then set none
     return not address
 
 
+def _knock(address: str) -> None:
+    """Finds out whether anybody listens at `host:port`; Ray itself would try for some minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
 def _reason(error: BaseException) -> str:
-    """What Ray says of an error, in one line that is not too long."""
-    lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
-    return f"{type(error).__name__}: {next((line for line in lines if line), '')[:200]}"
+    """The sentence, of the many that Ray writes about an error, that says what happened."""
+    *_, last = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return last.partition(". ")[0].removesuffix(".")[:200]
 
 
 def _counted(n: int, what: str) -> str:
