@@ -118,8 +118,15 @@ def _prepare(argv: list[str]) -> None:
     parser.add_argument(
         "--fresh", type=bool, default=False, help="Prepare anew although data.folder holds finished bins."
     )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="Where text is read, cleaned and encoded: on this machine, or on the Ray cluster that RAY_ADDRESS names "
+        "(none: one is started here). The bins are the same.",
+    )
     given = _parsed(parser, argv)
-    print(card_table(Corpus(**given.data.as_dict()).prepare(fresh=given.fresh)))
+    print(card_table(Corpus(**given.data.as_dict()).prepare(fresh=given.fresh, executor=given.executor)))
 
 
 def _prefetch(argv: list[str]) -> None:

@@ -25,7 +25,7 @@ CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"
 
 
 def main() -> None:
-    """Takes one argument, JSON: `folder`, `settings`, `old` (settings of bins to stand there before; or null), `torn`."""
+    """Takes one argument, JSON: `folder`, `settings`, `old` (those of bins to stand there before, or null), `torn`."""
     asked = json.loads(sys.argv[1])
     folder, old = Path(asked["folder"]), Path(asked["folder"] + "-old")
     settings, fresh = asked["settings"], asked["old"] is not None
@@ -78,8 +78,8 @@ def _die_at(number: int, folder: str, torn: bool, noted: Path) -> None:
     Args:
         number: Counted from 1.
         folder: Paths below it count, and every fsync.
-        torn: Count the renames of temporary files alone, and cut the file to half its length before the kill, as if that
-            had come while it was written.
+        torn: Count the renames of temporary files alone, and cut the file to half its length before the kill, as if
+            that had come while it was written.
         noted: File to note the call in.
     """
     left = number

@@ -153,6 +153,26 @@ def test_copies_are_dropped_across_sources_and_splits_and_in_every_pass(folder, 
     assert len(set(repeated[n : 2 * n])) == n
 
 
+def test_near_copies_stand_on_one_side_only(folder, write_jsonl, story):
+    pytest.importorskip("rensa", reason="near copies need scratchlm[near]")
+    texts = [story(i, 200) for i in range(120)]
+    near = [text.replace(text.split()[60], "island", 1) for text in texts]  # another document by its hash
+    assert len({content_hash(text) for text in texts + near}) == 240
+    one = write_jsonl("one", texts + near[:60] + texts[:10])
+    two = write_jsonl("two", near[60:] + [story(i, 200, 9) for i in range(40)])
+    manifest = Corpus(
+        str(folder), {"one": one, "two": two}, **SMALL | {"val_fraction": 0.3, "near_duplicates": 0.7}
+    ).prepare()
+    tokenizer = load(folder)
+    numbers = {}
+    for split in ("train", "val"):
+        numbers[split] = [tokenizer.decode(ids).split(":")[0] for _, _, ids in documents_of(folder, split)]
+    assert not set(numbers["train"]) & set(numbers["val"])
+    assert sum(map(len, numbers.values())) == len(set(numbers["train"] + numbers["val"])) == 160
+    dropped = [entry["dropped"] for entry in manifest["card"]["sources"]]
+    assert sum(entry.get("copy", 0) + entry.get("near copy", 0) for entry in dropped) == 130
+
+
 def test_validation_holds_every_source_and_of_each_about_its_fraction(folder, three):
     Corpus(str(folder), three, **SMALL | {"val_fraction": 0.2}).prepare()
     train, val = documents_of(folder, "train"), documents_of(folder, "val")
@@ -468,7 +488,7 @@ def mishaps(write_jsonl, tmp_path, story):
         "one": (
             {"a": str(tmp_path / "one.txt")},
             BadValue,
-            r"1 documents with [\d,]+ tokens.*window takes 17.*data.split=tail",
+            r"1 document with [\d,]+ tokens.*window takes 17.*data.split=tail",
         ),
         "all bad": (
             {"a": write_jsonl("fewer", ["x"]), "b": str(tmp_path / "empty.txt")},

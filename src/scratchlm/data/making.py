@@ -1,23 +1,23 @@
 """The making of bins in their staging folder: tokenizer, blocks, one pass, card. Killed anywhere, it goes on."""
 
 import errno
-import os
 import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scratchlm.data.assembly import Assembly, Progress, Splits, bar, nothing_left
 from scratchlm.data.bins import DOCUMENT, TOKEN, write_manifest
 from scratchlm.data.blocks import Recipe
 from scratchlm.data.card import card_of, warnings_for
 from scratchlm.data.inputs import inputs_of
+from scratchlm.data.ray_workers import RayWorkers
 from scratchlm.data.staging import NEAR_LOG, Staging
 from scratchlm.data.supply import Copies, Supply
-from scratchlm.data.workers import workers
+from scratchlm.data.workers import Workers, n_cores, workers
 from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.files.whole import require_space
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _CHECKED_CHARACTERS = 200_000  # of each source, to compare encoders on (chosen, not tuned)
 _BYTES_A_TOKEN = 4.2  # web English in a BPE of 16,000; for estimates made before a text has been seen
 _TOKENS_A_DOCUMENT = 150  # few, so that estimates of space are not too low (chosen, not tuned)
+_BLOCKS_BYTES = 16 << 30  # of blocks ahead of their turn, where the disk has as much to spare (chosen, not tuned)
 _WORTH_PROCESSES = 32_000_000  # bytes of text; starting processes takes about as long as encoding so much
 
 
@@ -44,6 +45,7 @@ class Making:
     sources: list[Source]
     facts: list[dict[str, Any]]
     staging: Staging
+    executor: Literal["local", "ray"] = "local"
 
     def run(self) -> dict[str, Any]:
         """Writes a whole bins folder to the staging folder.
@@ -88,7 +90,7 @@ class Making:
         max_passes = corpus.max_repetitions if corpus.total_tokens else 1
         with ExitStack() as stack:
             state, writers, copies = self._opened(stack, splits, tokenizer.end_of_text_id)
-            made_by = stack.enter_context(workers(dealt, recipe, self._n_processes(total_bytes)))
+            made_by = stack.enter_context(self._workers(dealt, recipe, total_bytes))
             supplies = [
                 Supply(number, len(own), made_by, copies, writers["train"], max_passes, corpus.seed, taken_up)
                 for number, (own, taken_up) in enumerate(
@@ -110,6 +112,7 @@ class Making:
 
             assembly.run(corpus.total_tokens, commit)
             commit()
+        staging.forget_blocks()
         for tally, supply in zip(assembly.tallies, supplies, strict=True):
             tally.dropped = supply.all_dropped()
             tally.cleaning = supply.report.to_json() if supply.report else []
@@ -156,6 +159,16 @@ class Making:
             print(f"scratchlm: going on from {n_tokens:,} tokens, where prepare was stopped", file=sys.stderr)
         return state, writers, copies
 
+    def _workers(self, dealt: Sequence[Sequence[Lane]], recipe: Recipe, total_bytes: int | None) -> Workers:
+        staging = self.staging
+        if self.executor == "local":
+            staging.forget_blocks()  # those of an earlier try on Ray
+            return workers(dealt, recipe, self._n_processes(total_bytes))
+        left = self._bytes_needed(total_bytes) - _bytes_in(staging)
+        spare = shutil.disk_usage(staging.path).free - max(0, left)
+        most_bytes = min(_BLOCKS_BYTES, max(0, spare // 2))
+        return RayWorkers(dealt, recipe, self.corpus.n_processes, staging.blocks, most_bytes)
+
     def _n_processes(self, total_bytes: int | None) -> int:
         corpus = self.corpus
         if corpus.n_processes:
@@ -163,7 +176,7 @@ class Making:
         read = [size for size in (total_bytes, corpus.total_tokens and corpus.total_tokens * _BYTES_A_TOKEN) if size]
         if read and min(read) < _WORTH_PROCESSES:
             return 1
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return n_cores()
 
     def _tokenizer(self, dealt: Sequence[Sequence[Lane]], adopted: Tokenizer | None) -> Tokenizer:
         corpus, staging = self.corpus, self.staging

@@ -14,9 +14,11 @@ from scratchlm.data.bins import TOKENIZER_FILES, check_files, is_prepared, read_
 from scratchlm.data.foreign import adopt, is_foreign, require_same_tokenizer
 from scratchlm.data.inputs import changes, stamps_of
 from scratchlm.data.making import Making
+from scratchlm.data.ray_workers import require_ray
 from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
+from scratchlm.text import near
 from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, bring, describe_all, parse_sources
 from scratchlm.text.hub import Access
@@ -117,6 +119,8 @@ class Corpus:
         if faults := list(self._faults()):
             raise BadValue("\n".join(faults))
         self.cleaning = parse_cleaning(cleaning)
+        if near_duplicates is not None:
+            near.require_library()
         self.parsed_sources = parse_sources(sources or {})
         for source in self.parsed_sources:
             if source.is_ids and tokenizer in KINDS:
@@ -187,13 +191,16 @@ class Corpus:
         """How the hub may be reached."""
         return Access(self.hub_folder, self.offline, self.retry_seconds)
 
-    def prepare(self, fresh: bool = False) -> dict[str, Any]:
+    def prepare(self, fresh: bool = False, executor: Literal["local", "ray"] = "local") -> dict[str, Any]:
         """Makes the bins, or where they are finished makes sure that they are what these settings would make.
 
         What a killed `prepare` left is gone on with, as long as settings and local files are the same.
 
         Args:
             fresh: Make them anew even though they are finished.
+            executor: Where text is read, cleaned and encoded: `local`, in n_processes of this machine, or `ray`, in as
+                many actors of the Ray cluster that RAY_ADDRESS names, or else of one started here for that time. The
+                bins are the same.
 
         Returns:
             The manifest.
@@ -204,6 +211,8 @@ class Corpus:
             UserError: A source cannot be read, another process is writing the folder, or the disk is full. The same
                 call then goes on from there.
         """
+        if executor == "ray":
+            require_ray()
         folder, staging = Path(self.folder), Staging(self.folder)
         if not self.sources:
             return self._adopt(folder, fresh)
@@ -224,7 +233,7 @@ class Corpus:
         with staging.owned():
             if not goes_on:
                 staging.begin({"asked": plan, "facts": facts})
-            manifest = Making(self, self._pinned(facts), facts, staging).run()
+            manifest = Making(self, self._pinned(facts), facts, staging, executor).run()
             staging.publish()
         _warn(manifest["card"]["warnings"])
         return manifest

@@ -1,7 +1,8 @@
 """Where bins are made before they take their place: a folder inside the bins folder that survives a kill.
 
 It holds `plan.json` (what is being made, out of what), then the tokenizer, then growing bins with `commit.json` (how
-much of them is whole), and at last a manifest. Each is written whole, so that whoever comes next knows where to go on.
+much of them is whole) and on Ray `blocks/` that wait for their turn, and at last a manifest. Each is written whole, so
+that whoever comes next knows where to go on.
 """
 
 import json
@@ -34,6 +35,7 @@ class Staging:
         """
         self.folder = Path(folder)
         self.path = self.folder / STAGING
+        self.blocks = self.path / "blocks"
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -103,6 +105,10 @@ class Staging:
     def forget_commits(self) -> None:
         """Makes the bins begin anew, under the same plan."""
         (self.path / _COMMIT).unlink(missing_ok=True)
+
+    def forget_blocks(self) -> None:
+        """Removes blocks that were made ahead of their turn."""
+        shutil.rmtree(self.blocks, ignore_errors=True)
 
     @property
     def waits_to_be_published(self) -> bool:

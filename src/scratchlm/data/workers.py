@@ -197,6 +197,11 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers(lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> Workers:
     """The right ones for a number of processes: 1 is this one alone."""
     return Here(lanes, recipe) if n_processes == 1 else Processes(lanes, recipe, n_processes)
