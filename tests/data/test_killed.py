@@ -1,28 +1,25 @@
 """However `prepare` is stopped, the same command goes on and ends with the same bytes. Real processes, real signals."""
 
 import contextlib
-import hashlib
 import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.data.dying import contents
 
-from scratchlm.data import assembly
 from scratchlm.data.preparation import Corpus
-from scratchlm.errors import BrokenState
-from scratchlm.files.lock import folder_lock
+from scratchlm.text.tales import tales
 
 CLEANING = ["unicode", "whitespace", {"length": {"min_characters": 10}}]
 SMALL = {"vocab_size": 300, "context_length": 16, "cleaning": CLEANING, "val_fraction": 0.05, "shuffle_documents": 10}
@@ -81,10 +78,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `scratchlm prepare`, in a process group of its own as a shell would."""
     started = []
 
-    def run(folder, sources, rename_seconds=0.0, fresh=False, **settings):
-        settings = SMALL | {"folder": str(folder), "sources": sources} | settings
-        words = [word for key, value in settings.items() for word in (f"--data.{key}", json.dumps(value).strip('"'))]
-        command = [sys.executable, "-c", COMMAND, str(rename_seconds), "prepare", "--fresh", str(fresh).lower(), *words]
+    def run(folder, sources, rename_seconds=0.0, **settings):
+        command = [sys.executable, "-c", COMMAND, str(rename_seconds), *words_of(folder, sources, **settings)]
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -97,6 +92,11 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             os.killpg(process.pid, signal.SIGKILL)
         if process.stderr and not process.stderr.closed:
             process.communicate()
+
+
+def words_of(folder, sources, **settings):
+    settings = SMALL | {"folder": str(folder), "sources": sources} | settings
+    return ["prepare", *(f"--data.{key}={json.dumps(value).strip(chr(34))}" for key, value in settings.items())]
 
 
 def children(pid: int) -> list[int]:
@@ -348,7 +348,11 @@ DAMAGES = [
     *(("commit.json", damage, None) for damage in (cut, zero, os.remove)),
     *(("plan.json", damage, None) for damage in (cut, zero, os.remove)),
     *(("tokenizer.json", damage, "tokenizer not as it was left") for damage in (cut, zero, flip, os.remove)),
-    *((name, damage, "tokenizer not as it was left") for name in ("vocab.json", "merges.txt") for damage in (cut, flip)),
+    *(
+        (name, damage, "tokenizer not as it was left")
+        for name in ("vocab.json", "merges.txt")
+        for damage in (cut, flip)
+    ),
 ]
 
 
@@ -433,3 +437,49 @@ def test_fresh_with_other_settings_after_a_kill_while_publishing_heeds_them(half
     assert "encoding with" not in capfd.readouterr().err  # they were only moved into place
     settings = half_made | {"folder": str(folder.with_name("again")), "seed": 2}
     assert Corpus(**settings).prepare(fresh=True)["settings"]["seed"] == 2
+
+
+IN_THE_FOLDER = r"{folder}: no space left; about [\d,]+ bytes more are needed, and [\d,]+ are free\. .* it goes on from"
+AT_A_FILE = r"{folder}/%s: no space left to write it \([\d,]+ bytes free there\)\. Make space and run again\."
+
+
+@pytest.mark.parametrize(
+    ("settings", "said_at"),
+    [
+        (
+            {"tokenizer": "char", "total_tokens": 600},
+            {
+                0: r"\S+: no temporary file can be written \([\d,]+ bytes free\)\. Make space there",
+                1_000: AT_A_FILE % r"\.partial/plan\.json",
+                2_700: IN_THE_FOLDER,  # at commit.json
+                5_500: IN_THE_FOLDER,  # at manifest.json
+            },
+        ),
+        (
+            {"total_tokens": 40_000, "vocab_size": 1_000},
+            {
+                3_000: r"\S+: no space left \([\d,]+ bytes free\)\. Make space there",  # at the trainer's own file
+                12_000: AT_A_FILE % r"\.partial/vocab\.json",
+                20_000: AT_A_FILE % r"\.partial/tokenizer\.json",
+                60_000: IN_THE_FOLDER,  # at train.bin
+            },
+        ),
+    ],
+    ids=["char", "bpe"],
+)
+def test_a_disk_that_is_full_in_any_phase_is_one_line_and_the_same_command_goes_on(
+    folder, two, write_jsonl, tmp_path, settings, said_at
+):
+    two["c"] = write_jsonl("c", [text for text, _ in islice(tales(), 60)])
+    Corpus(str(folder), two, **SMALL | {"seed": 2, "test_fraction": 0.1}).prepare()
+    old = contents(folder)
+    words = [*words_of(folder, two, n_processes=1, **settings), "--fresh=true"]
+    for limit, said in said_at.items():
+        done = subprocess.run([sys.executable, "-c", FULL, str(limit), *words], capture_output=True, text=True)
+        told = done.stderr.splitlines()[-1]
+        assert re.fullmatch(f"scratchlm: error: {said.format(folder=folder)}.*", told), (limit, told)
+        assert done.returncode == 2
+        assert {name: hash_ for name, hash_ in contents(folder).items() if not name.startswith(".partial/")} == old
+    subprocess.run([sys.executable, "-c", FULL, str(10**9), *words], capture_output=True, check=True)
+    Corpus(str(tmp_path / "whole"), two, **SMALL | settings).prepare()
+    assert contents(folder) == contents(tmp_path / "whole")
