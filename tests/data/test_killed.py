@@ -483,3 +483,23 @@ def test_a_disk_that_is_full_in_any_phase_is_one_line_and_the_same_command_goes_
     subprocess.run([sys.executable, "-c", FULL, str(10**9), *words], capture_output=True, check=True)
     Corpus(str(tmp_path / "whole"), two, **SMALL | settings).prepare()
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shuffle_documents": 0},
+        {"shuffle_documents": 7, "split": "tail", "val_fraction": 0.1, "total_tokens": 60_000},
+        {"shuffle_documents": 30, "near_duplicates": 0.7},
+    ],
+    ids=str,
+)
+def test_the_bins_do_not_depend_on_the_number_of_processes(mixed, tmp_path, settings):
+    if settings["shuffle_documents"]:  # else a block of it is large
+        mixed["built in"] = {"uri": "builtin:tiny-tales", "weight": 0.5}
+    made = []
+    for n in (1, 2, 3):
+        folder = tmp_path / str(n)
+        Corpus(str(folder), mixed, n_processes=n, **SMALL | {"total_tokens": 30_000} | settings).prepare()
+        made.append(contents(folder))
+    assert made[0] == made[1] == made[2]
