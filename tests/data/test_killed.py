@@ -277,8 +277,10 @@ def dying(folder, settings, old=None, torn=False):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_kill_at_any_call_leaves_the_old_bins_or_none_and_the_same_command_goes_on(folder, two):
-    settings = SMALL | {"sources": two, "n_processes": 1, "shuffle_documents": 5}
+def test_a_kill_at_any_call_leaves_the_old_bins_or_none_and_the_same_command_goes_on(folder, two, write_jsonl, story):
+    near = [f"{story(i, 30, 2)} Or so it was told." for i in range(0, 20, 3)]
+    two["near"] = {"uri": write_jsonl("near", [*near, *(story(i, 30, 4) for i in range(8))]), "weight": 2}
+    settings = SMALL | {"sources": two, "n_processes": 1, "shuffle_documents": 5, "near_duplicates": 0.7}
     old = settings | {"seed": 2, "test_fraction": 0.1}
     old, *kills, whole = dying(folder, settings | {"tokenizer": "char", "total_tokens": 4_500}, old)
     new = whole["end"]
@@ -296,6 +298,8 @@ def test_a_kill_at_any_call_leaves_the_old_bins_or_none_and_the_same_command_goe
     went_on = [kill["from"] for kill in kills if kill["from"]]
     assert went_on == sorted(went_on)
     assert len(set(went_on)) > 20
+    card = json.loads((folder / "manifest.json").read_text())["card"]
+    assert sum(source["dropped"].get("near copy", 0) for source in card["sources"]) > 3
     train = np.load(folder / "train.docs.npy")
     assert len(train) - len(set(train["hash"].tolist())) > 3  # so there were kills in a repeated pass, too
 
