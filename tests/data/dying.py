@@ -98,6 +98,8 @@ def _die_at(number: int, folder: str, torn: bool, noted: Path) -> None:
         if left <= 0 or call not in CALLS or (call == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return  # a kill before a call that changes nothing is a kill before the next one
         path = str(arguments[0])
+        if call == "open" and path.endswith(".new"):
+            return  # nobody reads it before it is renamed
         if torn:
             if call == "os.rename" and (".partial-" in path or path.endswith(".new")):
                 count(call, path)

@@ -493,6 +493,7 @@ def test_the_bins_do_not_depend_on_the_number_of_processes(mixed, tmp_path, sett
     made = []
     for n in (1, 2, 3):
         folder = tmp_path / str(n)
-        Corpus(str(folder), mixed, n_processes=n, **SMALL | {"total_tokens": 30_000} | settings).prepare()
+        settings = {"total_tokens": 30_000, "tokenizer_sample_bytes": 100_000} | settings
+        Corpus(str(folder), mixed, n_processes=n, **SMALL | settings).prepare()
         made.append(contents(folder))
     assert made[0] == made[1] == made[2]
