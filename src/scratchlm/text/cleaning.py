@@ -11,12 +11,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import xxhash
 
 from scratchlm.errors import BadValue
+from scratchlm.text.addresses import MaskPii
 from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Step, Verdicts
 from scratchlm.text.cleaning_report import Report, StepReport
 from scratchlm.text.filters import Length
 from scratchlm.text.normal import Unicode, Whitespace
 
-STEPS: dict[str, type[Step]] = {"unicode": Unicode, "whitespace": Whitespace, "length": Length}
+STEPS: dict[str, type[Step]] = {"unicode": Unicode, "whitespace": Whitespace, "length": Length, "mask_pii": MaskPii}
 DEFAULT = ("unicode", "whitespace", "length")
 
 
