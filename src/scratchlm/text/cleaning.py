@@ -16,8 +16,9 @@ from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Step, Verdicts
 from scratchlm.text.cleaning_report import Report, StepReport
 from scratchlm.text.filters import Length
 from scratchlm.text.normal import Unicode, Whitespace
+from scratchlm.text.repetition import GopherRepetition
 
-STEPS: dict[str, type[Step]] = {"unicode": Unicode, "whitespace": Whitespace, "length": Length, "mask_pii": MaskPii}
+STEPS: dict[str, type[Step]] = {"unicode": Unicode, "whitespace": Whitespace, "length": Length, "mask_pii": MaskPii, "gopher_repetition": GopherRepetition}
 DEFAULT = ("unicode", "whitespace", "length")
 
 
