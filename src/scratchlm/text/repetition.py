@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Positions, Step, Verdicts
 from scratchlm.text.words import Words
 
+Flags = NDArray[np.bool_]
 Hashes = NDArray[np.uint64]
 
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse: 2 ** 64 over the golden ratio (Knuth, section 6.4)
@@ -89,69 +90,93 @@ class GopherRepetition(Step):
         return None
 
     def _repeated_words(self, batch: Batch) -> Iterator[tuple[str, Positions]]:
-        words = Words.of(batch)
         n_bytes = np.array([len(data) for data in batch.utf8])
-        runs = _Runs(words, _word_hashes(batch, words))
+        all_runs = _Runs.of(batch)
+        runs, longest = all_runs, all_runs.longest(_TOP_WORDS + len(self.max_top_ngrams) - 1)
         for n, max_share in enumerate(self.max_top_ngrams, _TOP_WORDS):
-            yield f"top {n}-gram", np.flatnonzero(runs.top_bytes(n) > max_share * n_bytes)
+            n_times, top_bytes = runs.most_frequent(n)
+            yield f"top {n}-gram", np.flatnonzero(n_times * top_bytes > max_share * n_bytes)
+            # A longer run comes no more often than the shorter one in it: few documents need a look.
+            runs = runs.only(n_times * longest > min(self.max_top_ngrams) * n_bytes)
+        runs = all_runs
         for n, max_share in enumerate(self.max_duplicate_ngrams, _DUPLICATE_WORDS):
-            shares = runs.copied_bytes(n) / np.maximum(n_bytes, 1)
-            yield f"duplicate {n}-grams", np.flatnonzero(shares > max_share)
-            if not (shares > self.max_duplicate_ngrams[-1]).any():
-                return  # copied runs of more words are in copied runs of fewer
+            copied_bytes = runs.copied(n)
+            yield f"duplicate {n}-grams", np.flatnonzero(copied_bytes > max_share * n_bytes)
+            runs = runs.only(copied_bytes > self.max_duplicate_ngrams[-1] * n_bytes)
 
 
+@dataclass(frozen=True)
 class _Runs:
-    """All runs of n words of a batch, none over two documents."""
+    """The words of a batch, or of some of its documents, and their runs; none goes over two documents."""
 
-    def __init__(self, words: Words, hashes: Hashes) -> None:
-        self.words = words
-        self.hashes = hashes
-        self.lengths = words.ends - words.starts
-        self.document = np.repeat(np.arange(len(words.firsts) - 1), words.per_document)
-        self.salt = _mixed(self.document.astype(np.uint64) + np.uint64(1))
+    n_documents: int
+    document: Positions
+    n_bytes: Positions
+    hashes: Hashes
 
-    def _grouped(self, n: int) -> tuple[Positions, Positions, Positions]:
-        """Runs that occur more than once: their first words, grouped; where each group begins, and its size."""
-        n_runs = len(self.hashes) - n + 1
-        if n_runs < 1:
-            return (np.empty(0, np.intp),) * 3
-        keys = self.salt[:n_runs].copy()
+    @classmethod
+    def of(cls, batch: Batch) -> "_Runs":
+        words = Words.of(batch)
+        n_documents = len(batch.utf8)
+        document = np.repeat(np.arange(n_documents), words.per_document)
+        return cls(n_documents, document, words.ends - words.starts, _word_hashes(batch, words))
+
+    def only(self, is_wanted: Flags) -> "_Runs":
+        """The words of these documents."""
+        if is_wanted.all():
+            return self
+        kept = is_wanted[self.document]
+        return _Runs(self.n_documents, self.document[kept], self.n_bytes[kept], self.hashes[kept])
+
+    def _lengths(self, firsts: Positions, n: int) -> Positions:
+        """Bytes of the runs of n words that begin with these, one byte between words."""
+        before = np.concatenate(([0], np.cumsum(self.n_bytes)))
+        lengths: Positions = before[firsts + n] - before[firsts] + n - 1
+        return lengths
+
+    def longest(self, n: int) -> Positions:
+        """For each document no less than the bytes of its longest run of n words or fewer."""
+        longest = np.zeros(self.n_documents, np.int64)
+        if len(self.document):
+            before = np.concatenate(([0], np.cumsum(self.n_bytes)))
+            lengths = before[np.minimum(np.arange(n, n + len(self.document)), len(self.document))] - before[:-1]
+            starts = np.flatnonzero(np.diff(self.document, prepend=-1))
+            longest[self.document[starts]] = np.maximum.reduceat(lengths, starts) + n - 1
+        return longest
+
+    def _repeated(self, n: int) -> tuple[Positions, Positions, Positions]:
+        """Runs of n words that occur more than once: their first words in groups, each group's start and its size."""
+        n_runs = max(0, len(self.document) - n + 1)
+        firsts = np.flatnonzero(self.document[:n_runs] == self.document[n - 1 :])
+        keys = _mixed(np.arange(1, self.n_documents + 1, dtype=np.uint64))[self.document[:n_runs]]
         for k in range(n):
             keys += self.hashes[k : k + n_runs] * np.uint64(pow(_FACTOR, 2 * k + 1, 2**64))
-        inside = np.flatnonzero(self.document[:n_runs] == self.document[n - 1 :])
-        keys = keys[inside]
+        keys = keys[firsts]
         order = np.argsort(keys)
         keys = keys[order]
-        starts = np.flatnonzero(np.concatenate(([True] * bool(len(keys)), keys[1:] != keys[:-1])))
-        sizes = np.diff(np.concatenate((starts, [len(keys)])))
-        repeated = sizes > 1
-        member = np.repeat(repeated, sizes)
-        sizes = sizes[repeated]
-        return inside[order[member]], np.cumsum(sizes) - sizes, sizes
+        starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))[: len(keys)])
+        sizes = np.diff(starts, append=len(keys))
+        is_member = np.repeat(sizes > 1, sizes)
+        sizes = sizes[sizes > 1]
+        return firsts[order[is_member]], np.cumsum(sizes) - sizes, sizes
 
-    def top_bytes(self, n: int) -> Positions:
-        """For each document the bytes of its most frequent run, a byte between words, times its number."""
-        places, starts, sizes = self._grouped(n)
-        firsts = places[starts]
-        before = np.concatenate(([0], np.cumsum(self.lengths)))
-        lengths = before[firsts + n] - before[firsts] + n - 1
-        best = np.zeros(len(self.words.firsts) - 1, np.int64)
-        np.maximum.at(best, self.document[firsts], (sizes << 32) + lengths)  # by number, then by length
-        top: Positions = (best >> 32) * (best & 0xFFFFFFFF)
-        return top
+    def most_frequent(self, n: int) -> tuple[Positions, Positions]:
+        """For each document how often its most frequent run of n words occurs (0: none comes twice), and its bytes."""
+        firsts, starts, sizes = self._repeated(n)
+        firsts = firsts[starts]
+        best = np.zeros(self.n_documents, np.int64)
+        np.maximum.at(best, self.document[firsts], (sizes << 32) + self._lengths(firsts, n))
+        return best >> 32, best & 0xFFFFFFFF
 
-    def copied_bytes(self, n: int) -> Positions:
-        """For each document the bytes of words in runs that came before in it."""
-        places, starts, sizes = self._grouped(n)
-        edges = np.zeros(len(self.hashes) + n + 1, np.int64)
-        if len(places):
-            earliest = np.repeat(np.minimum.reduceat(places, starts), sizes)
-            copies = places[places != earliest]
-            np.add.at(edges, copies, 1)
-            np.add.at(edges, copies + n, -1)
-        is_copied = np.cumsum(edges)[: len(self.hashes)] > 0
-        return self.words.totals(self.lengths * is_copied)
+    def copied(self, n: int) -> Positions:
+        """For each document the bytes of the words in runs of n that it has had before."""
+        firsts, starts, sizes = self._repeated(n)
+        copied = np.zeros(self.n_documents, np.int64)
+        if len(firsts):
+            copies = firsts[firsts != np.repeat(np.minimum.reduceat(firsts, starts), sizes)]
+            words = np.unique(copies + np.arange(n)[:, np.newaxis])
+            np.add.at(copied, self.document[words], self.n_bytes[words])
+        return copied
 
 
 def _word_hashes(batch: Batch, words: Words) -> Hashes:
@@ -178,7 +203,7 @@ def _powers(n: int) -> tuple[Hashes, Hashes]:
     return powers[:n], inverses[:n]
 
 
-@lru_cache(1)
+@lru_cache(2)
 def _enough_powers(n: int) -> tuple[Hashes, Hashes]:
     factors = np.full(n, _FACTOR, np.uint64), np.full(n, pow(_FACTOR, -1, 2**64), np.uint64)
     return np.cumprod(factors[0]), np.cumprod(factors[1])
