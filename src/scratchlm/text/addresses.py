@@ -67,7 +67,7 @@ class MaskPii(Step):
 
 
 def _with_ip_addresses(batch: Batch) -> tuple[set[int], set[int]]:
-    """The documents that could have an IPv4 address, and an IPv6 address: few have dots and colons so close together."""
+    """The documents with dots so close as in an IPv4 address, and with colons so close as in an IPv6 address."""
     dots, colons = [_NOWHERE], [_NOWHERE]
     for start, data in batch.slices():
         is_digit = data - np.uint8(ord("0")) < 10  # what is below 0 wraps to the other end

@@ -13,12 +13,22 @@ import xxhash
 from scratchlm.errors import BadValue
 from scratchlm.text.addresses import MaskPii
 from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Step, Verdicts
+from scratchlm.text.c4 import C4
 from scratchlm.text.cleaning_report import Report, StepReport
 from scratchlm.text.filters import Length
 from scratchlm.text.normal import Unicode, Whitespace
+from scratchlm.text.quality import GopherQuality
 from scratchlm.text.repetition import GopherRepetition
 
-STEPS: dict[str, type[Step]] = {"unicode": Unicode, "whitespace": Whitespace, "length": Length, "mask_pii": MaskPii, "gopher_repetition": GopherRepetition}
+STEPS: dict[str, type[Step]] = {
+    "unicode": Unicode,
+    "whitespace": Whitespace,
+    "length": Length,
+    "gopher_quality": GopherQuality,
+    "gopher_repetition": GopherRepetition,
+    "c4": C4,
+    "mask_pii": MaskPii,
+}
 DEFAULT = ("unicode", "whitespace", "length")
 
 

@@ -181,19 +181,13 @@ class _Runs:
 
 def _word_hashes(batch: Batch, words: Words) -> Hashes:
     """64 bits for each word, a polynomial of its bytes: the same for the same word."""
-    data = np.frombuffer(batch.joined, np.uint8)
     hashes = np.empty(len(words.starts), np.uint64)
-    done = 0
-    while done < len(hashes):  # some words at a time, so that the powers are few
-        start = words.starts[done]
-        last = max(done + 1, int(np.searchsorted(words.ends, start + SLICE_BYTES, "right")))
-        end = words.ends[last - 1]
-        powers, inverses = _powers(int(end - start))
-        starts = words.starts[done:last] - start
-        terms = (data[start:end].astype(np.uint64) + np.uint64(1)) * powers
-        sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(terms)))
-        hashes[done:last] = (sums[words.ends[done:last] - start] - sums[starts]) * inverses[starts]
-        done = last
+    for some, start, data in words.pieces(batch):
+        powers, inverses = _powers(len(data))
+        starts = words.starts[some] - start
+        terms = (data.astype(np.uint64) + np.uint64(1)) * powers
+        before = np.concatenate((np.zeros(1, np.uint64), np.cumsum(terms)))
+        hashes[some] = (before[words.ends[some] - start] - before[starts]) * inverses[starts]
     return _mixed(hashes)
 
 

@@ -1,8 +1,10 @@
 """Where the words of a batch begin and end."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scratchlm.text.batch import SEPARATOR, SLICE_BYTES, Batch, Positions
 
@@ -50,3 +52,18 @@ class Words(NamedTuple):
         before = np.concatenate(([0], np.cumsum(values)))
         totals: Positions = np.diff(before[self.firsts])
         return totals
+
+    def pieces(self, batch: Batch) -> Iterator[tuple[slice, int, NDArray[np.uint8]]]:
+        """Some words at a time, so that what is computed of their bytes stays small.
+
+        Returns:
+            Which words, where the bytes begin in `Batch.joined`, and the bytes from the first of these words to the
+            end of the last: about `SLICE_BYTES`, more only for a longer word.
+        """
+        data = np.frombuffer(batch.joined, np.uint8)
+        first = 0
+        while first < len(self.starts):
+            start = int(self.starts[first])
+            last = max(first + 1, int(np.searchsorted(self.ends, start + SLICE_BYTES, "right")))
+            yield slice(first, last), start, data[start : self.ends[last - 1]]
+            first = last
