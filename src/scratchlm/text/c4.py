@@ -42,7 +42,7 @@ class C4(Step):
     Source:
         Raffel et al. 2020, Exploring the Limits of Transfer Learning (T5), section 2.2,
         https://arxiv.org/abs/1910.10683; tensorflow_datasets/text/c4_utils.py for the rules on words, citations and
-        notices, and for the order of all.
+        notices.
     """
 
     min_sentences: int = 5
@@ -74,12 +74,11 @@ class C4(Step):
                 continue
             if has_lorem_ipsum and "lorem ipsum" in line.lower():
                 return Drop("lorem ipsum")
-            if notices and notices[0] == _NOTICES[0] and _NOTICES[0] in line.lower():
+            if notices and any(notice in line.lower() for notice in notices):
                 continue
             if has_curly_bracket and "{" in line:
                 return Drop("curly bracket")
-            if not (notices and any(notice in line.lower() for notice in notices)):
-                kept.append(line)
+            kept.append(line)
         if not self._are_enough(kept):
             return Drop("too few sentences")
         left = "\n".join(kept)

@@ -16,6 +16,7 @@ from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Step, Verdicts
 from scratchlm.text.c4 import C4
 from scratchlm.text.cleaning_report import Report, StepReport
 from scratchlm.text.filters import Length
+from scratchlm.text.language import Language
 from scratchlm.text.normal import Unicode, Whitespace
 from scratchlm.text.quality import GopherQuality
 from scratchlm.text.repetition import GopherRepetition
@@ -27,6 +28,7 @@ STEPS: dict[str, type[Step]] = {
     "gopher_quality": GopherQuality,
     "gopher_repetition": GopherRepetition,
     "c4": C4,
+    "language": Language,
     "mask_pii": MaskPii,
 }
 DEFAULT = ("unicode", "whitespace", "length")
