@@ -15,6 +15,7 @@ from scratchlm.text.addresses import MaskPii
 from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Step, Verdicts
 from scratchlm.text.c4 import C4
 from scratchlm.text.cleaning_report import Report, StepReport
+from scratchlm.text.datatrove_filter import DatatroveFilter
 from scratchlm.text.filters import Length
 from scratchlm.text.language import Language
 from scratchlm.text.normal import Unicode, Whitespace
@@ -151,7 +152,10 @@ def _name_and_arguments(step: Any, faults: list[str]) -> tuple[str, dict[str, An
 
 
 def _arguments(name: str, given: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    """All arguments of a step, those not given at their default."""
+    """All arguments of a step, those not given at their default (but a datatrove filter's stay as given)."""
+    if "." in name:
+        faults += DatatroveFilter(name, given).faults()
+        return given
     if name not in STEPS:
         faults.append(f"there is no such step.{_near(name, STEPS)} The steps are: {', '.join(STEPS)}.")
         return given
@@ -200,7 +204,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _step(name: str, arguments: dict[str, Any]) -> Step:
-    return STEPS[name](**arguments)
+    return DatatroveFilter(name, arguments) if "." in name else STEPS[name](**arguments)
 
 
 def _label(name: str) -> str:
