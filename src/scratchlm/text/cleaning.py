@@ -192,6 +192,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _as(value: Any, hint: Any) -> Any:
+    """The value in one spelling: 1 becomes 1.0 where a number is meant."""
+    if isinstance(hint, UnionType) and value is not None:
+        return _as(value, get_args(hint)[0])
+    if get_origin(hint) is list:
+        return [_as(item, get_args(hint)[0]) for item in value]
     return float(value) if hint is float else value
 
 

@@ -171,12 +171,13 @@ class _Runs:
     def copied(self, n: int) -> Positions:
         """For each document the bytes of the words in runs of n that it has had before."""
         firsts, starts, sizes = self._repeated(n)
-        copied = np.zeros(self.n_documents, np.int64)
+        is_copied = np.zeros(len(self.document), bool)
         if len(firsts):
             copies = firsts[firsts != np.repeat(np.minimum.reduceat(firsts, starts), sizes)]
-            words = np.unique(copies + np.arange(n)[:, np.newaxis])
-            np.add.at(copied, self.document[words], self.n_bytes[words])
-        return copied
+            for k in range(n):
+                is_copied[copies + k] = True
+        totals = np.bincount(self.document[is_copied], self.n_bytes[is_copied], self.n_documents)
+        return totals.astype(np.intp)
 
 
 def _word_hashes(batch: Batch, words: Words) -> Hashes:
