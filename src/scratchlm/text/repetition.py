@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Positions, Step, Verdicts
@@ -183,25 +184,23 @@ class _Runs:
 def _word_hashes(batch: Batch, words: Words) -> Hashes:
     """64 bits for each word, a polynomial of its bytes: the same for the same word."""
     hashes = np.empty(len(words.starts), np.uint64)
+    powers, inverses = _powers()
     for some, start, data in words.pieces(batch):
-        powers, inverses = _powers(len(data))
+        if len(data) > SLICE_BYTES:  # one word
+            hashes[some] = xxhash.xxh3_64_intdigest(data.tobytes())
+            continue
         starts = words.starts[some] - start
-        terms = (data.astype(np.uint64) + np.uint64(1)) * powers
+        terms = (data.astype(np.uint64) + np.uint64(1)) * powers[: len(data)]
         before = np.concatenate((np.zeros(1, np.uint64), np.cumsum(terms)))
         hashes[some] = (before[words.ends[some] - start] - before[starts]) * inverses[starts]
     return _mixed(hashes)
 
 
-def _powers(n: int) -> tuple[Hashes, Hashes]:
-    """The first n powers of `_FACTOR` and of its inverse."""
-    powers, inverses = _enough_powers(max(SLICE_BYTES, 1 << n.bit_length()))
-    return powers[:n], inverses[:n]
-
-
-@lru_cache(2)
-def _enough_powers(n: int) -> tuple[Hashes, Hashes]:
-    factors = np.full(n, _FACTOR, np.uint64), np.full(n, pow(_FACTOR, -1, 2**64), np.uint64)
-    return np.cumprod(factors[0]), np.cumprod(factors[1])
+@cache
+def _powers() -> tuple[Hashes, Hashes]:
+    """Powers of `_FACTOR` and of its inverse, as many as a piece of words has bytes."""
+    inverse = pow(_FACTOR, -1, 2**64)
+    return np.cumprod(np.full(SLICE_BYTES, _FACTOR, np.uint64)), np.cumprod(np.full(SLICE_BYTES, inverse, np.uint64))
 
 
 def _mixed(values: Hashes) -> Hashes:
