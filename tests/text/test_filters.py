@@ -218,6 +218,7 @@ def test_repetition_found_in_a_batch_is_what_a_plain_count_finds() -> None:
             start, end, n = generator.randrange(190), generator.randrange(190), generator.randrange(3, 12)
             words[end : end + n] = words[start : start + n]
         texts.append(" ".join(words))
+    texts += [f"{'x' * 300_000} a {'x' * 300_000} a {end}" for end in ("b", "x" * 300_000)]  # words beyond a slice
     step = GopherRepetition()
     batch = Batch.of(texts, [""] * len(texts))
     verdicts = step(batch)

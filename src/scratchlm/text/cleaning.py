@@ -106,10 +106,11 @@ def parse_cleaning(spec: list[Any] | None) -> list[dict[str, Any]]:
     Args:
         spec: The steps in their order, each a name (`whitespace`), a name with arguments (`{length: {min_characters:
             200}}`), or a class path of datatrove's with its arguments (`{class_path:
-            datatrove.pipeline.filters.URLFilter, init_args: {...}}`). None: `unicode`, `whitespace`, `length`.
+            datatrove.pipeline.filters.RegexFilter, init_args: {...}}`). None: `unicode`, `whitespace`, `length`.
+            The others, on request: `gopher_quality`, `gopher_repetition`, `c4`, `language`, `mask_pii`.
 
     Returns:
-        `{name: arguments}` for each step, every argument filled in: plain values, the same when parsed again.
+        `{name: arguments}` for each step, every argument of ours filled in: plain values, the same when parsed again.
 
     Raises:
         BadValue: Something cannot work; one line for each fault of each step.

@@ -199,8 +199,9 @@ def _word_hashes(batch: Batch, words: Words) -> Hashes:
 @cache
 def _powers() -> tuple[Hashes, Hashes]:
     """Powers of `_FACTOR` and of its inverse, as many as a piece of words has bytes."""
-    inverse = pow(_FACTOR, -1, 2**64)
-    return np.cumprod(np.full(SLICE_BYTES, _FACTOR, np.uint64)), np.cumprod(np.full(SLICE_BYTES, inverse, np.uint64))
+    powers = np.full((2, SLICE_BYTES), [[_FACTOR], [pow(_FACTOR, -1, 2**64)]], np.uint64)
+    powers.cumprod(axis=1, out=powers)
+    return powers[0], powers[1]
 
 
 def _mixed(values: Hashes) -> Hashes:
