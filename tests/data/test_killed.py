@@ -1,12 +1,10 @@
 """However `prepare` is stopped, the same command goes on and ends with the same bytes. Real processes, real signals."""
 
 import contextlib
-import hashlib
 import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,11 +15,6 @@ from pathlib import Path
 
 import pytest
 from tests.data.dying import contents
-
-from scratchlm.data import assembly
-from scratchlm.data.preparation import Corpus
-from scratchlm.errors import BrokenState
-from scratchlm.files.lock import folder_lock
 
 CLEANING = ["unicode", "whitespace", {"length": {"min_characters": 10}}]
 SMALL = {"vocab_size": 300, "context_length": 16, "cleaning": CLEANING, "val_fraction": 0.05, "shuffle_documents": 10}

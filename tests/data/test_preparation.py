@@ -417,11 +417,36 @@ def test_a_damaged_folder_is_not_taken_for_finished(prepared, three):
         Corpus(str(prepared), three, **SMALL).prepare()
 
 
-def test_what_a_killed_process_left_is_cleared_away(folder, three):
+def test_what_a_process_left_that_was_killed_at_once_is_cleared_away(folder, three):
     (folder / ".partial").mkdir(parents=True)
-    (folder / ".partial" / "train.bin").write_bytes(b"half")
+    (folder / ".partial" / ".plan.json.partial-77").write_bytes(b"{")
     Corpus(str(folder), three, **SMALL).prepare()
     assert not (folder / ".partial").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_someone_else_that_is_called_as_ours_is_left_alone(folder, three, fresh):
+    (folder / ".partial").mkdir(parents=True)
+    (folder / ".partial" / "precious").write_text("mine")
+    with pytest.raises(BadValue, match=r"holds \.partial, which is not of scratchlm's making"):
+        Corpus(str(folder), three, **SMALL).prepare(fresh=fresh)
+    assert contents(folder) == {"precious": b"mine"}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_manifest_of_someone_else_is_left_alone(folder, three, fresh):
+    folder.mkdir()
+    for name, text in (("manifest.json", '{"name": "a web extension"}'), ("vocab.json", "{}")):
+        (folder / name).write_text(text)
+    with pytest.raises(BadValue, match=r"holds manifest\.json, which is not of scratchlm's making"):
+        Corpus(str(folder), three, **SMALL).prepare(fresh=fresh)
+    assert set(contents(folder)) == {"manifest.json", "vocab.json"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/proc/bins"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, three, name):
+    with pytest.raises(BrokenState, match="cannot be written"):
+        Corpus(str(tmp_path / name), three, **SMALL).prepare()
 
 
 def test_two_processes_do_not_write_one_folder(folder, three):
@@ -554,7 +579,7 @@ def test_a_corpus_larger_than_the_disk_is_refused_before_it_is_read(folder, tmp_
     os.truncate(tmp_path / "large.txt", 8 * 10**12)  # sparse: it takes no space itself
     source = {"uri": str(tmp_path / "large.txt"), "separator": "---"}
     with pytest.raises(BrokenState, match="bytes are needed"):
-        Corpus(str(folder), {"a": source}, total_tokens=10**18, **SMALL).prepare()
+        Corpus(str(folder), {"a": source}, total_tokens=10**15, **SMALL).prepare()
     assert not folder.exists()
 
 

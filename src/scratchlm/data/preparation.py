@@ -18,6 +18,7 @@ from scratchlm.data.ray_workers import require_ray
 from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
+from scratchlm.files.whole import told_if_unwritable
 from scratchlm.text import near
 from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, bring, describe_all, parse_sources
@@ -25,6 +26,7 @@ from scratchlm.text.hub import Access
 from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 
 # What does not shape the bins: where they are, what fit checks again, and how the text comes here.
+_MOST = 10**15  # of anything; what is below it fits the integers of every library
 _NOT_OF_THE_BINS = ("folder", "context_length", "n_processes", "hub_folder", "offline", "retry_seconds")
 
 
@@ -165,6 +167,8 @@ class Corpus:
             if value is not None and value < least:
                 number = "number" if key == "retry_seconds" else "whole number"
                 yield f"data.{key}={value}: too small. Give a {number}, {least} or more."
+            elif value is not None and not value <= _MOST:
+                yield f"data.{key}={value}: too large. Give at most {_MOST}."
         if not 0 < self.val_fraction < 1:
             yield f"data.val_fraction={self.val_fraction}: not a part of the text. Give a number such as 0.005."
         elif not 0 <= self.test_fraction < 1 - self.val_fraction:
@@ -216,6 +220,8 @@ class Corpus:
         folder, staging = Path(self.folder), Staging(self.folder)
         if not self.sources:
             return self._adopt(folder, fresh)
+        with told_if_unwritable(folder):
+            staging.check_free()
         if staging.waits_to_be_published:
             with staging.owned():
                 staging.publish()
@@ -226,11 +232,10 @@ class Corpus:
             self._compare(manifest["settings"])
             _warn(changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {})))
             return manifest
-        staging.check_free()
-        plan = self._plan()
-        goes_on = staging.plan().get("asked") == plan
-        facts = staging.plan()["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
         with staging.owned():
+            plan, old = self._plan(), staging.plan()
+            goes_on = old.get("asked") == plan
+            facts = old["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
             if not goes_on:
                 staging.begin({"asked": plan, "facts": facts})
             manifest = Making(self, self._pinned(facts), facts, staging, executor).run()

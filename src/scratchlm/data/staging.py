@@ -145,13 +145,28 @@ class Staging:
         Raises:
             BadValue: The folder holds a file under a name of ours and no manifest, or a folder under such a name.
         """
-        is_ours = is_prepared(self.folder) or self.waits_to_be_published
-        for name in (*SPLIT_FILES, *TOKENIZER_FILES):
-            path = self.folder / name
-            if path.is_dir() or (path.exists() and not is_ours):
-                raise BadValue(
-                    f"data.folder={self.folder}: holds {name}, which is not of scratchlm's making. Name another folder."
-                )
+        is_ours = self._has_our_manifest or self.waits_to_be_published
+        found = [name for name in (MANIFEST, *SPLIT_FILES, *TOKENIZER_FILES) if (self.folder / name).exists()]
+        foreign = [name for name in found if not is_ours or (self.folder / name).is_dir()]
+        if self.path.is_dir() and not (self.plan() or self.waits_to_be_published or self._is_empty):
+            foreign.append(STAGING)
+        if foreign:
+            raise BadValue(
+                f"data.folder={self.folder}: holds {foreign[0]}, which is not of scratchlm's making. Name another "
+                "folder."
+            )
+
+    @property
+    def _has_our_manifest(self) -> bool:
+        """Whether the folder's manifest is one of ours; for one that cannot be read, a lock of ours speaks."""
+        return "format_version" in _read(self.folder / MANIFEST) or (
+            is_prepared(self.folder) and (self.folder / LOCK).exists()
+        )
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether nothing is in the staging folder but what a plan leaves that was never written to its end."""
+        return all(path.name.startswith(f".{_PLAN}") for path in self.path.iterdir())
 
 
 def _read(path: Path) -> dict[str, Any]:
