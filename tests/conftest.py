@@ -51,6 +51,6 @@ def _serving_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 @pytest.fixture
 def hub(_serving_hub: Hub) -> Iterator[Hub]:
     """A hub with the repositories of `hub_repositories`; `datasets` streams from it in this and in child processes."""
-    _serving_hub.outage = None
+    _serving_hub.behave()
     yield _serving_hub
-    _serving_hub.outage = None
+    _serving_hub.behave()

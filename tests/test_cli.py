@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -84,27 +86,50 @@ def run_folder(trained: Path, tmp_path: Path) -> Path:
 def test_help_lists_the_verbs(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("--help")
     shown = capsys.readouterr().out
-    for verb in ("prepare", "fit", "validate", "test", "predict", "generate"):
+    for verb in ("prepare", "fit", "validate", "test", "predict", "generate", "corpus"):
         assert f"  {verb} " in shown
+    for words in (("corpus",), ("corpus", "--help")):
+        command(*words)
+        shown = capsys.readouterr().out
+        assert "  check " in shown
+        assert "  show " in shown
 
 
-def test_prepare_explains_its_keys_quickly_and_without_torch() -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prepare", "--help"], "--data.val_fraction"),
+        (["corpus", "check", "--help"], "--folder"),
+        (["corpus", "show", "--help"], "--document"),
+        (["corpus", "check", "--folder=bins"], "are as they were written"),
+        (["corpus", "show", "--folder=bins", "--at=9"], "position 9"),
+    ],
+)
+def test_what_needs_no_network_answers_quickly_and_without_torch(words: list[str], said: str, trained: Path) -> None:
     code = (
         "import sys, scratchlm.cli as cli\n"
-        "sys.argv = ['scratchlm', 'prepare', '--help']\n"
+        f"sys.argv = ['scratchlm', *{words}]\n"
         "try: cli.main()\n"
-        "except SystemExit: print('torch' in sys.modules, 'lightning' in sys.modules)"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'lightning' in sys.modules)"
     )
     began = time.monotonic()
-    shown = subprocess.check_output([sys.executable, "-c", code], text=True)
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=trained)
     assert time.monotonic() - began < 3  # well under a second on an idle machine; a loaded one gets room
-    assert "--data.val_fraction" in shown
+    assert said in shown
     assert shown.splitlines()[-1] == "False False"
 
 
 def test_an_unknown_verb_is_answered_with_the_nearest(refusal: Callable[..., str]) -> None:
     assert "trian: no such verb. The verbs:" in refusal("trian")
     assert "Did you mean prepare?" in refusal("prepair")
+
+
+def test_an_unknown_verb_of_the_corpus_is_answered_with_the_nearest(refusal: Callable[..., str]) -> None:
+    assert "chek: no such verb. Did you mean check?" in refusal("corpus", "chek")
+    assert "--folder" in refusal("corpus", "check")
+    assert "--folder=nowhere: no manifest.json" in refusal("corpus", "check", "--folder=nowhere")
+    assert "--folder=nowhere: no manifest.json" in refusal("corpus", "show", "--folder=nowhere")
 
 
 def test_an_unknown_flag_is_answered_with_the_nearest(refusal: Callable[..., str]) -> None:
@@ -428,3 +453,47 @@ def test_a_warm_up_longer_than_the_run_is_warned_of(
     write_text(tmp_path / "input.txt")
     command("fit", *TINY, "--trainer.max_steps=1", "--model.warmup_steps=9")
     assert "warning: model.warmup_steps=9" in capsys.readouterr().err
+
+
+def test_bins_with_a_flipped_bit_are_refused_where_they_are_verified(
+    run_folder: Path, command: Command, refusal: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    command("fit", *TINY, "--trainer.max_steps=4", "--fresh=true", "--data.verify=true")
+    ids = bytearray((run_folder / "bins" / "train.bin").read_bytes())
+    ids[999] ^= 4
+    (run_folder / "bins" / "train.bin").write_bytes(ids)
+    steps = ["--trainer.max_steps=4", "--fresh=true"]
+    assert "bins/train.bin: not as it was written" in refusal("fit", *TINY, *steps, "--data.verify=true")
+    assert not (run_folder / "run.old-2").exists()
+    validate = ("validate", "--ckpt_path=run/checkpoints/best.ckpt")
+    assert "bins/train.bin: not as it was written" in refusal(*validate, "--data.verify=true")
+    command(*validate, "--data.verify=false")
+    with pytest.raises(SystemExit) as stop:
+        command("corpus", "check", "--folder=bins")
+    assert stop.value.code == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if "broken" in line]
+    assert len(lines) == 1
+    assert "bins/train.bin: not as it was written" in lines[0]
+
+
+def test_token_files_of_others_are_adopted_trained_on_and_talk(
+    tmp_path: Path, command: Command, refusal: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_text(tmp_path / "input.txt")
+    text = (tmp_path / "input.txt").read_text()
+    characters = {character: id for id, character in enumerate(sorted(set(text)))}
+    (tmp_path / "bins").mkdir()
+    for split, part in (("train", text[:-2000]), ("val", text[-2000:])):
+        np.array([characters[character] for character in part], np.uint16).tofile(tmp_path / "bins" / f"{split}.bin")
+    sizes = [word for word in TINY if not word.startswith(("--data.sources", "--data.vocab", "--data.split"))]
+    assert "data.tokenizer=" in refusal("fit", *sizes, "--trainer.max_steps=2")
+    (tmp_path / "bins" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 99, "stoi": characters}))
+    command("prepare", "--data.folder=bins")
+    command("fit", *sizes, "--trainer.max_steps=2", "--data.verify=true")
+    command("validate", "--ckpt_path=run/checkpoints/best.ckpt")
+    assert "val/bins/loss" in capfd.readouterr().out
+    command("generate", "--checkpoint=run/checkpoints/best.ckpt", "--prompt=the cat")
+    assert capfd.readouterr().out.startswith("the cat")
+    command("corpus", "check", "--folder=bins")
+    command("corpus", "show", "--folder=bins", "--at=9", "--split=val")
+    assert "position 9" in capfd.readouterr().out

@@ -27,8 +27,18 @@ VERBS = {
     "test": "score a checkpoint on test.bin",
     "predict": "complete a file of prompts, to JSONL",
     "generate": "text out of a checkpoint; nothing else is needed",
+    "corpus": "check that bins are as they were written; show what stands in them",
 }
-_FUNCTIONS = {"generate": "scratchlm.inference.completion:generate"}
+CORPUS_VERBS = {
+    "check": "read bins from end to end; exit status 1 where one bit is not as it was written",
+    "show": "the card, or a document, or what stands at a position",
+}
+_FUNCTIONS = {
+    "generate": "scratchlm.inference.completion:generate",
+    "corpus check": "scratchlm.data.inspection:check",
+    "corpus show": "scratchlm.data.inspection:show",
+}
+_HELP = ("-h", "--help", "help")
 _TRAINER_VERBS = ("fit", "validate", "test", "predict")
 
 
@@ -52,29 +62,43 @@ def main() -> None:
 
 def _run(argv: list[str]) -> None:
     verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
-    if verb in ("-h", "--help", "help"):
-        print("usage: scratchlm VERB [options]\n")
-        print("\n".join(f"  {name:<10}{meaning}" for name, meaning in VERBS.items()))
-        print("\n  scratchlm VERB --help lists a verb's options; scratchlm --version.")
+    if verb in _HELP:
+        _list_verbs("scratchlm", VERBS)
     elif verb == "--version":
         print(f"scratchlm {__version__}")
     elif verb == "prepare":
         _prepare(rest)
     elif verb in _TRAINER_VERBS:
         importlib.import_module("scratchlm.run").run(argv)
-    elif verb in _FUNCTIONS:
-        auto_cli(
-            _load(_FUNCTIONS[verb]),
-            args=rest,
-            as_positional=False,
-            parser_class=OneLineParser,
-            prog=f"scratchlm {verb}",
-        )
+    elif verb == "corpus":
+        what, rest = (rest[0], rest[1:]) if rest else ("--help", [])
+        if what in _HELP:
+            _list_verbs("scratchlm corpus", CORPUS_VERBS)
+        else:
+            _call(f"corpus {_known(what, CORPUS_VERBS)}", rest)
     else:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise BadValue(
-            f"{verb}: no such verb. " + (f"Did you mean {near[0]}?" if near else f"The verbs: {', '.join(VERBS)}.")
-        )
+        _call(_known(verb, VERBS), rest)
+
+
+def _list_verbs(command: str, verbs: dict[str, str]) -> None:
+    print(f"usage: {command} VERB [options]\n")
+    print("\n".join(f"  {name:<10}{meaning}" for name, meaning in verbs.items()))
+    version = "; scratchlm --version" if verbs is VERBS else ""
+    print(f"\n  {command} VERB --help lists a verb's options{version}.")
+
+
+def _known(verb: str, verbs: dict[str, str]) -> str:
+    if verb in verbs:
+        return verb
+    near = difflib.get_close_matches(verb, verbs, n=1)
+    raise BadValue(
+        f"{verb}: no such verb. " + (f"Did you mean {near[0]}?" if near else f"The verbs: {', '.join(verbs)}.")
+    )
+
+
+def _call(verb: str, argv: list[str]) -> None:
+    function = _load(_FUNCTIONS[verb])
+    auto_cli(function, args=argv, as_positional=False, parser_class=OneLineParser, prog=f"scratchlm {verb}")
 
 
 def _load(target: str) -> Callable[..., Any]:

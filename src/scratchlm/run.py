@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scratchlm.cli import OneLineErrors, config_files, read_yaml, write_yaml
 from scratchlm.data.bins import is_prepared, read_manifest
 from scratchlm.data.card import card_table, warnings_for
+from scratchlm.data.inspection import require_whole
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
@@ -337,6 +338,10 @@ def _prepare_corpus(config: Namespace) -> None:
         time.sleep(0.5)  # global rank 0 is writing them; where that fails, the launcher ends every rank
     were_there = is_prepared(config.data.folder)
     manifest = corpus.prepare()
+    if config.data.verify:  # here, so that bins that are broken move no run aside; and once is enough
+        if _is_first_rank():
+            require_whole(config.data.folder, manifest)
+        config.data.verify = False
     if not were_there:
         print(card_table(manifest), flush=True)
     for warning in warnings_for(manifest, config.data.context_length) if were_there else ():

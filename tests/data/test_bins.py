@@ -1,10 +1,13 @@
+import hashlib
 import json
 import pickle
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from scratchlm.data.bins import Bin, BinWriter, check_files, publish, read_manifest, write_manifest
+from scratchlm.data.bins import Bin, check_files, read_manifest, write_manifest
+from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.files.whole import write_text
 
@@ -60,22 +63,48 @@ def test_a_pickled_bin_carries_no_tokens(folder):
 
 
 @pytest.mark.parametrize("bad", [65_536, 70_000, -1])
-def test_an_id_that_uint16_cannot_hold_is_refused_and_nothing_is_left(tmp_path, bad):
-    def write():
-        with BinWriter(tmp_path, "train", END) as writer:
-            writer.add([1, 2], 0, 1)
-            writer.add([3, bad], 0, 2)
-
-    with pytest.raises(BadValue, match=rf"data.tokenizer: gave the id {bad:,}.*uint16"):
-        write()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_split_appears_whole_or_not_at_all(tmp_path):
+def test_an_id_that_uint16_cannot_hold_is_refused(tmp_path, bad):
     with BinWriter(tmp_path, "train", END) as writer:
         writer.add([1, 2], 0, 1)
-        assert not (tmp_path / "train.bin").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"train.bin", "train.docs.npy"}
+        with pytest.raises(BadValue, match=rf"data.tokenizer: gave the id {bad:,}.*uint16"):
+            writer.add([3, bad], 0, 2)
+    assert Bin(tmp_path, "train").tokens.tolist() == [1, 2, END]
+
+
+def test_a_writer_goes_on_from_what_another_committed_whatever_it_wrote_after_that(tmp_path):
+    for folder in ("whole", "stopped"):
+        with suppress(KeyboardInterrupt), BinWriter(tmp_path / folder, "train", END) as writer:
+            for number, (ids, source, content_hash) in enumerate(DOCUMENTS * 50):
+                writer.add(ids, source, content_hash)
+                if number == 70:
+                    committed = json.loads(json.dumps(writer.commit()))
+            writer.flush()
+            if folder == "stopped":
+                raise KeyboardInterrupt
+    with BinWriter(tmp_path / "stopped", "train", END, committed) as writer:
+        assert writer.n_documents == 71
+        assert writer.documents["hash"].tolist() == [document[2] for document in (DOCUMENTS * 50)[:71]]
+        for ids, source, content_hash in (DOCUMENTS * 50)[71:]:
+            writer.add(ids, source, content_hash)
+    for name in ("train.bin", "train.docs.npy"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert writer.sha256 == hashlib.sha256((tmp_path / "whole" / "train.bin").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+@pytest.mark.parametrize("name", ["train.bin", "train.docs.npy"])
+def test_a_writer_does_not_go_on_from_what_is_not_as_it_was_left(tmp_path, name, damage):
+    with BinWriter(tmp_path, "train", END) as writer:
+        for document in DOCUMENTS:
+            writer.add(*document)
+        committed = writer.commit()
+    data = bytearray((tmp_path / name).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / name).unlink()
+    if damage != "gone":
+        (tmp_path / name).write_bytes(data[:-1] if damage == "cut" else data)
+    with pytest.raises(BrokenState, match=name), BinWriter(tmp_path, "train", END, committed):
+        pass
 
 
 def test_a_split_without_documents_has_an_index_of_none(tmp_path):
@@ -138,11 +167,3 @@ def test_another_tokenizer_is_refused(folder):
     write_text(folder / "tokenizer.json", '{"other": 1}')
     with pytest.raises(BrokenState, match="not the tokenizer of these bins"):
         check_files(folder, read_manifest(folder))
-
-
-def test_what_could_be_published_in_part_only_is_not_left_behind(folder, tmp_path_factory):
-    target = tmp_path_factory.mktemp("target")
-    (target / "train.docs.npy").mkdir()
-    with pytest.raises(BrokenState, match="cannot be written"):
-        publish(folder, target)
-    assert [path.name for path in target.iterdir()] == ["train.docs.npy"]

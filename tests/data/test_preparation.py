@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,8 @@ from scratchlm.text.cleaning import content_hash
 from scratchlm.text.tokenizer import load
 
 CONTEXT = 16
-SMALL = {"vocab_size": 300, "context_length": CONTEXT, "min_document_characters": 10, "val_fraction": 0.05}
+CLEANING = ["unicode", "whitespace", {"length": {"min_characters": 10}}]
+SMALL = {"vocab_size": 300, "context_length": CONTEXT, "cleaning": CLEANING, "val_fraction": 0.05}
 
 
 @pytest.fixture
@@ -346,14 +349,6 @@ def test_fresh_works_where_the_manifest_is_damaged(prepared, three, damage):
     assert read_manifest(prepared) == manifest
 
 
-def test_bins_of_a_process_killed_while_it_moved_them_are_made_again(prepared, three):
-    (prepared / ".partial").mkdir()
-    (prepared / "manifest.json").rename(prepared / ".partial" / "manifest.json")
-    Corpus(str(prepared), three, **SMALL).prepare()
-    assert not (prepared / ".partial").exists()
-    assert read_manifest(prepared)
-
-
 def test_a_folder_where_a_bin_belongs_is_one_line(prepared, three):
     (prepared / "val.bin").unlink()
     (prepared / "val.bin").mkdir()
@@ -406,6 +401,10 @@ def test_two_processes_do_not_write_one_folder(folder, three):
         ({"val_fraction": 0}, r"data.val_fraction=0: not a part"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, r"data.test_fraction=0.5: leaves nothing.*data.val_fraction=0.5"),
         ({"split": "random"}, r"data.split=random: no such split"),
+        ({"n_processes": 0}, r"data.n_processes=0: too small"),
+        ({"retry_seconds": -1.0}, r"data.retry_seconds=-1.0: too small. Give a number, 0 or more"),
+        ({"near_duplicates": 1.5}, r"data.near_duplicates=1.5: cannot be told apart"),
+        ({"cleaning": ["whitespaces"]}, r"data.cleaning: step 1.*whitespaces"),
         ({"sources": {"x": "s3://bucket"}}, r"data.sources.x: .*cannot be opened"),
     ],
 )
@@ -438,12 +437,12 @@ def mishaps(write_jsonl, tmp_path, story):
         "empty": (
             {"a": good, "b": str(tmp_path / "empty.txt")},
             BadValue,
-            r"data.sources.b: no document left.*1 empty",
+            r"data.sources.b: no document left.*1 too short",
         ),
         "short": (
             {"a": write_jsonl("few", ["too", "short"])},
             BadValue,
-            r"no document left.*2 too short.*min_document_characters=10",
+            r"no document left.*2 too short.*let data.cleaning drop less",
         ),
         "one": (
             {"a": str(tmp_path / "one.txt")},
@@ -509,13 +508,16 @@ def test_too_little_to_train_on_is_refused_with_its_numbers(folder, write_jsonl,
     assert not folder.exists()
 
 
-def test_a_corpus_larger_than_the_disk_is_refused_before_it_is_read(folder, write_jsonl, story):
+def test_a_corpus_larger_than_the_disk_is_refused_before_it_is_read(folder, tmp_path):
+    (tmp_path / "large.txt").touch()
+    os.truncate(tmp_path / "large.txt", 8 * 10**12)  # sparse: it takes no space itself
+    source = {"uri": str(tmp_path / "large.txt"), "separator": "---"}
     with pytest.raises(BrokenState, match="bytes are needed"):
-        Corpus(str(folder), {"a": write_jsonl("a", [story(0)])}, total_tokens=10**18, **SMALL).prepare()
+        Corpus(str(folder), {"a": source}, total_tokens=10**18, **SMALL).prepare()
     assert not folder.exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, three):
+def test_a_full_disk_names_the_bytes_needed_and_the_same_call_goes_on(folder, tmp_path, three):
     code = f"""
 import resource
 from scratchlm.data.preparation import Corpus
@@ -528,9 +530,14 @@ except BrokenState as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "no space left to write it" in done.stdout
-    assert "train.bin" in done.stdout
-    assert not folder.exists()
+    assert re.search(rf"{folder}: no space left; about [\d,]+ bytes more are needed, and [\d,]+ are free", done.stdout)
+    assert not (folder / "manifest.json").exists()
+    Corpus(str(folder), three, **SMALL).prepare()
+    Corpus(str(tmp_path / "whole"), three, **SMALL).prepare()
+    made, whole = contents(folder), contents(tmp_path / "whole")
+    assert {name: made[name] for name in made if name != "prepare.lock"} == {
+        name: whole[name] for name in whole if name != "prepare.lock"
+    }
 
 
 def test_an_adopted_tokenizer_is_kept_to_the_byte(prepared, tmp_path, three):

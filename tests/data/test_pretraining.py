@@ -38,7 +38,7 @@ def folder(tmp_path_factory, story):
         context_length=CONTEXT,
         val_fraction=0.1,
         test_fraction=0.1,
-        min_document_characters=1,
+        cleaning=["unicode", "whitespace", {"length": {"min_characters": 1}}],
     ).prepare()
     return folder / "bins"
 
@@ -330,6 +330,24 @@ def test_bins_of_another_size_are_refused_before_training(copied):
     with (copied / "train.bin").open("ab") as file:
         file.write(b"\0\0")
     with pytest.raises(BrokenState, match=r"train.bin: [\d,]+ bytes, and manifest.json says"):
+        data_of(copied).setup("fit")
+
+
+@pytest.mark.parametrize(("name", "said"), [("train.bin", "not as it was written"), ("val.bin", "not as it was")])
+def test_a_flipped_bit_is_refused_where_bins_are_verified_and_nowhere_else(copied, name, said):
+    data_of(copied, verify=True).setup("fit")
+    ids = bytearray((copied / name).read_bytes())
+    ids[100] ^= 1
+    (copied / name).write_bytes(ids)
+    data_of(copied).setup("fit")
+    for stage in ("fit", "validate", "test"):
+        with pytest.raises(BrokenState, match=rf"{name}: {said}"):
+            data_of(copied, verify=True).setup(stage)
+
+
+def test_a_manifest_that_names_no_bin_to_train_on_is_refused(copied):
+    change_manifest(copied, lambda manifest: [manifest["files"].pop(f"train.{kind}") for kind in ("bin", "docs.npy")])
+    with pytest.raises(BrokenState, match=r"manifest.json names no train.bin"):
         data_of(copied).setup("fit")
 
 

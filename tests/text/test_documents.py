@@ -16,7 +16,12 @@ from tests.hub_repositories import N_ARTICLES, N_PAGES, N_STORIES
 from tests.loopback_hub import COMMIT, Hub
 
 from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
-from scratchlm.text.documents import Source, Stream, describe, describe_all, parse_sources
+from scratchlm.text.documents import Source, describe_all, parse_sources, parts
+from scratchlm.text.documents import describe as describe_within
+from scratchlm.text.hub import Access
+from scratchlm.text.parts import Row
+
+HASTY = Access(retry_seconds=0)
 
 TEXTS = [f"Text {n}, with an ü.\n\nIts second paragraph." for n in range(25)]
 
@@ -27,9 +32,18 @@ def source(uri: str | Path, **settings: Any) -> Source:
     return parsed
 
 
+def rows(source: Source) -> list[Row]:
+    """The rows of a source in their own order."""
+    return [row for part in parts(source, HASTY) for chunk in part.read() for row in chunk.rows]
+
+
 def read(uri: str | Path, **settings: Any) -> list[str]:
     """The texts of a source in their own order."""
-    return [document.text for document in Stream(source(uri, **settings), seed=1, shuffle_documents=0)]
+    return [text for text, _ in rows(source(uri, **settings))]
+
+
+def describe(source: Source) -> dict[str, str | None]:
+    return describe_within(source, HASTY)
 
 
 def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
@@ -115,9 +129,10 @@ def test_rows_of_every_local_kind_give_the_same_documents(tmp_path: Path, name: 
         (tmp_path / name).write_bytes(zstd(plain.read_bytes()))
     elif name.endswith(".parquet"):
         write_parquet(tmp_path / name, list(TEXTS))
-    documents = list(Stream(source(tmp_path / name), seed=1, shuffle_documents=0))
-    assert [document.text for document in documents] == TEXTS
-    assert documents[3].id == f"{name}:4"
+    documents = rows(source(tmp_path / name))
+    assert [text for text, _ in documents] == TEXTS
+    assert len({id for _, id in documents}) == len(TEXTS)
+    assert documents[0][1].startswith(f"{name}:")
 
 
 def test_packed_text_in_several_parts_is_read_to_its_end(tmp_path: Path) -> None:
@@ -153,10 +168,8 @@ def test_a_glob_reads_each_file_once_in_the_order_of_names(tmp_path: Path) -> No
     for name in ("b/2.txt", "a/1.txt", "a/deep/3.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    documents = list(Stream(source(f"{tmp_path}/**/*.txt"), seed=1, shuffle_documents=0))
-    assert [(document.text, document.id) for document in documents] == [
-        (n, n) for n in ("a/1.txt", "a/deep/3.txt", "b/2.txt")
-    ]
+    documents = rows(source(f"{tmp_path}/**/*.txt"))
+    assert documents == [(n, n) for n in ("a/1.txt", "a/deep/3.txt", "b/2.txt")]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_found(tmp_path: Path) -> None:
@@ -223,92 +236,35 @@ def test_what_is_not_there_is_told_before_anything_is_read(tmp_path: Path) -> No
 def test_every_source_that_cannot_be_opened_is_told_at_once(tmp_path: Path) -> None:
     sources = parse_sources({"a": str(tmp_path / "a.txt"), "b": str(tmp_path / "b.txt"), "c": "builtin:tiny-tales"})
     with pytest.raises(UserError) as raised:
-        describe_all(sources)
+        describe_all(sources, HASTY)
     assert [line.split(":")[0] for line in str(raised.value).splitlines()] == ["data.sources.a", "data.sources.b"]
-
-
-# Order
-
-
-@pytest.fixture
-def four_files(tmp_path: Path) -> Source:
-    for number in range(4):
-        write_jsonl(tmp_path / f"{number}.jsonl", [f"{number}-{n}" for n in range(10)])
-    return source(tmp_path / "*.jsonl")
-
-
-def order(source: Source, seed: int = 1, shuffle_documents: int = 10, pass_number: int = 0) -> list[str]:
-    return [document.text for document in Stream(source, seed, shuffle_documents, pass_number)]
-
-
-def test_the_order_is_a_permutation_that_only_the_arguments_decide(four_files: Source) -> None:
-    kept = order(four_files, shuffle_documents=0)
-    assert kept == [f"{file}-{n}" for file in range(4) for n in range(10)]
-    assert sorted(order(four_files)) == kept
-    assert order(four_files) == order(four_files)
-    orders = [
-        order(four_files),
-        order(four_files, seed=2),
-        order(four_files, pass_number=1),
-        order(four_files, shuffle_documents=7),
-    ]
-    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
-
-
-def test_documents_are_permuted_inside_blocks_and_files_as_wholes(four_files: Source) -> None:
-    shuffled = order(four_files, shuffle_documents=10)
-    files = [text.split("-")[0] for text in shuffled]
-    assert [len(set(files[start : start + 10])) for start in range(0, 40, 10)] == [1, 1, 1, 1]
-    assert shuffled[:10] != sorted(shuffled[:10])
-
-
-def test_the_order_is_the_same_on_every_machine(tmp_path: Path) -> None:
-    path = tmp_path / "t.txt"
-    path.write_text("\n".join("abcdefgh"))
-    texts = [d.text.strip() for d in Stream(source(path, documents="line"), seed=7, shuffle_documents=100)]
-    assert "".join(texts) == "fgeachbd"  # made with numpy 2.4.6, whose Philox is that of Random123
-
-
-def test_an_interrupted_stream_closes_its_file(four_files: Source) -> None:
-    n_open = len(os.listdir("/dev/fd"))
-    stream = iter(Stream(four_files, seed=1, shuffle_documents=0))
-    next(stream)
-    assert len(os.listdir("/dev/fd")) == n_open + 1
-    del stream
-    assert len(os.listdir("/dev/fd")) == n_open
 
 
 # The hub
 
 
 def test_wikitext_comes_from_the_hub_as_articles_across_files(hub: Hub) -> None:
-    documents = list(Stream(source("hf://Salesforce/wikitext/wikitext-103-raw-v1"), seed=1, shuffle_documents=0))
-    assert [document.id for document in documents] == [f"Lighthouse {n} (island)" for n in range(N_ARTICLES)]
-    text = documents[7].text
+    documents = rows(source("hf://Salesforce/wikitext/wikitext-103-raw-v1"))
+    assert [id for _, id in documents] == [f"Lighthouse {n} (island)" for n in range(N_ARTICLES)]
+    text = documents[7][0]
     first_line = 'The Lighthouse 7, called "Old Tom" by the island\'s people, is 17.5 m high.'
     assert text.startswith(f"Lighthouse 7 (island)\n\n{first_line}\n\nHistory\n\nIn 1807 a")
     assert "a well-known keeper (of the north tower) saw 1,007 ships pass by." in text
     assert not any(mark in text for mark in (" ,", " .", "@", " = ", "( ", " )", ' " '))
-    assert all(document.text.endswith(f"once in {n + 3} winters.") for n, document in enumerate(documents))
+    assert all(text.endswith(f"once in {n + 3} winters.") for n, (text, _) in enumerate(documents))
 
 
 def test_rows_of_the_hub_keep_their_own_ids(hub: Hub) -> None:
-    documents = list(Stream(source("hf://HuggingFaceFW/fineweb/sample-10BT"), seed=1, shuffle_documents=50))
-    assert sorted(document.id for document in documents) == sorted(f"page-{n}" for n in range(N_PAGES))
-    number = documents[0].id.removeprefix("page-")
-    assert documents[0].text.startswith(f"How to mend bicycle number {number}\n")
-
-
-def test_the_order_of_the_hub_is_that_of_the_arguments(hub: Hub) -> None:
-    pages = source("hf://HuggingFaceFW/fineweb/sample-10BT")
-    assert order(pages, seed=3) == order(pages, seed=3)
-    assert order(pages, seed=3) != order(pages, seed=4)
+    documents = rows(source("hf://HuggingFaceFW/fineweb/sample-10BT"))
+    assert sorted(id for _, id in documents) == sorted(f"page-{n}" for n in range(N_PAGES))
+    number = documents[0][1].removeprefix("page-")
+    assert documents[0][0].startswith(f"How to mend bicycle number {number}\n")
 
 
 def test_a_split_can_be_named(hub: Hub) -> None:
     assert len(read("hf://roneneldan/TinyStories")) == N_STORIES["train"]
-    documents = list(Stream(source("hf://roneneldan/TinyStories:validation"), seed=1, shuffle_documents=0))
-    assert (len(documents), documents[1].id) == (N_STORIES["validation"], "validation-0:2")
+    documents = rows(source("hf://roneneldan/TinyStories:validation"))
+    assert (len(documents), documents[1][1]) == (N_STORIES["validation"], "validation-0:2")
 
 
 def test_a_description_names_the_commit_and_the_licence(hub: Hub) -> None:
@@ -382,10 +338,12 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_streaming_from_the_hub_needs_no_torch(hub: Hub) -> None:
     code = (
         "import sys\n"
-        "from scratchlm.text.documents import Stream, describe, parse_sources\n"
+        "from scratchlm.text.documents import describe, parse_sources, parts\n"
+        "from scratchlm.text.hub import Access\n"
         "source, = parse_sources({'t': 'hf://roneneldan/TinyStories:validation'})\n"
-        "describe(source)\n"
-        "print(len(list(Stream(source, 1, 10))), 'torch' in sys.modules)\n"
+        "describe(source, Access())\n"
+        "n = sum(len(chunk.rows) for part in parts(source, Access()) for chunk in part.read())\n"
+        "print(n, 'torch' in sys.modules)\n"
     )
     done = run_python(code)
     assert (done.stdout, done.returncode) == ("40 False\n", 0), done.stderr
@@ -396,9 +354,10 @@ def test_without_a_network_the_line_comes_at_once(environment: dict[str, str]) -
     code = (
         "from scratchlm.errors import UserError\n"
         "from scratchlm.text.documents import describe, parse_sources\n"
+        "from scratchlm.text.hub import Access\n"
         "import time\n"
         "start = time.monotonic()\n"
-        "try: describe(*parse_sources({'t': 'hf://roneneldan/TinyStories'}))\n"
+        "try: describe(*parse_sources({'t': 'hf://roneneldan/TinyStories'}), Access(retry_seconds=0))\n"
         "except UserError as error: print(error)\n"
         "assert time.monotonic() - start < 15\n"
     )

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scratchlm.data.bins import BinWriter
 from scratchlm.data.card import Tally
 from scratchlm.data.mixture import Mixture
-from scratchlm.data.supply import Encoded, Reading, Supply
+from scratchlm.data.supply import Document, Supply
+from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue
-from scratchlm.text.cleaning import Deduplicator
 from scratchlm.text.documents import Source
-from scratchlm.text.tokenizer import Tokenizer
+
+COMMIT_SECONDS = 1.0  # between two commits; a kill costs the work of so long (chosen, not tuned)
 
 
 class Splits(NamedTuple):
@@ -44,37 +44,38 @@ class Splits(NamedTuple):
         why = f"data.context_length={self.context_length} and the target of the last"
         return f"one window takes {self.window_tokens:,} ({why})"
 
-    def pieces(self, document: Encoded, written: Mapping[str, int]) -> list[tuple[str, list[int]]]:
-        """Cuts a document into what each split gets of it.
+    def of_whole(self, hash_: int, written: Mapping[str, int]) -> str:
+        """The split that a whole document goes to.
 
         Args:
-            document: The document; of a repeated one only the training part is given.
+            hash_: Of its text.
             written: Tokens of its source that each split holds.
-
-        Returns:
-            Names of splits and ids, none empty.
         """
-        if self.split == "documents":
-            return [(self._whole(document, written), document.ids)] if document.ids else []
-        n = len(document.ids)
-        ends = [0, int(n * (1 - self.val_fraction - self.test_fraction)), int(n * (1 - self.test_fraction)), n]
-        cut = [
-            (name, document.ids[ends[i] : ends[i + 1]])
-            for i, name in enumerate(self.names)
-            if name == "train" or not document.pass_number
-        ]
-        return [(name, ids) for name, ids in cut if ids]
-
-    def _whole(self, document: Encoded, written: Mapping[str, int]) -> str:
-        if document.pass_number:
-            return "train"
         for name in self.names[1:]:
             if written[name] < self.window_tokens:
                 return name
-        place = document.hash / 2**64
+        place = hash_ / 2**64
         if place < self.val_fraction:
             return "val"
         return "test" if place < self.val_fraction + self.test_fraction else "train"
+
+    def for_training(self, document: Document) -> NDArray[np.uint16]:
+        """The part of a document that is trained on; of a repeated one, all that there is."""
+        if self.split == "documents" or document.pass_number:
+            return document.ids
+        return document.ids[: self._ends(document)[0]]
+
+    def held_out(self, document: Document) -> list[tuple[str, NDArray[np.uint16]]]:
+        """What validation and test get of a document's end, none of it empty; nothing where whole ones go."""
+        if self.split == "documents" or document.pass_number:
+            return []
+        ends = self._ends(document)
+        cut = [(name, document.ids[ends[i] : ends[i + 1]]) for i, name in enumerate(self.names[1:])]
+        return [(name, ids) for name, ids in cut if len(ids)]
+
+    def _ends(self, document: Document) -> list[int]:
+        n = len(document.ids)
+        return [int(n * (1 - self.val_fraction - self.test_fraction)), int(n * (1 - self.test_fraction)), n]
 
 
 class Assembly:
@@ -82,93 +83,100 @@ class Assembly:
 
     def __init__(
         self,
+        supplies: Sequence[Supply],
         sources: Sequence[Source],
-        reading: Reading,
-        tokenizer: Tokenizer,
-        max_passes: int,
         splits: Splits,
         writers: Mapping[str, BinWriter],
         progress: "Progress",
+        state: dict[str, Any] | None = None,
     ) -> None:
         """Opens nothing.
 
         Args:
-            sources: What to read, in the order of their numbers.
-            reading: How to read it.
-            tokenizer: Spells the documents.
-            max_passes: Passes over each source in all.
+            supplies: Documents of each source.
+            sources: The sources.
             splits: What goes where.
             writers: An open writer for each split.
             progress: Told of every token written.
+            state: What `state` gave, to go on from there.
         """
-        self._splits, self._writers, self._progress = splits, writers, progress
-        seen = Deduplicator()
-        self._supplies = [
-            Supply(source, reading, tokenizer, max_passes, seen, lambda n=number: self._trained_on(n))  # type: ignore[misc]
-            for number, source in enumerate(sources)
-        ]
-        self._documents = [iter(supply) for supply in self._supplies]
-        self._reading = reading
+        self._supplies, self._sources, self._splits = supplies, sources, splits
+        self._writers, self._progress = writers, progress
+        self._mixture = Mixture([source.weight for source in sources])
         self.tallies = [Tally() for _ in sources]
+        if state:
+            self._mixture.restore(state["mixture"])
+            self.tallies = [Tally.from_json(tally) for tally in state["tallies"]]
 
-    def run(self, total_tokens: int | None) -> None:
+    def state(self) -> dict[str, Any]:
+        """Plain values from which another `Assembly` goes on."""
+        return {"mixture": self._mixture.state(), "tallies": [tally.to_json() for tally in self.tallies]}
+
+    def run(self, total_tokens: int | None, commit: Callable[[], None]) -> None:
         """Writes everything.
 
         Args:
             total_tokens: Stop at the first document that brings train.bin to this many; None: when all sources are dry.
+            commit: Notes how far everything is; called about once a second.
 
         Raises:
             BadValue: A source is too short for every split.
         """
-        waiting = [self._next(number) for number in range(len(self._supplies))]
-        _refuse(self._fault_at_start(number) for number, first in enumerate(waiting) if first is None)
-        mixture = Mixture([supply.source.weight for supply in self._supplies])
-        train = self._writers["train"]
+        mixture, train = self._mixture, self._writers["train"]
+        if not train.n_tokens:
+            first = [self._next(number) for number in range(len(self._supplies))]
+            _refuse(self._fault_at_start(number) for number, document in enumerate(first) if document is None)
+        last = time.perf_counter()
         while (total_tokens is None or train.n_tokens < total_tokens) and (number := mixture.next()) is not None:
-            document = waiting[number] or self._next(number)
-            waiting[number] = None
+            document = self._next(number)
             if document is None:
                 mixture.close(number)
-            else:
-                mixture.add(number, self._put("train", number, document, document.ids))
-        for supply, tally in zip(self._supplies, self.tallies, strict=True):
-            tally.dropped = supply.dropped
+                continue
+            mixture.add(number, self._put("train", number, document, self._splits.for_training(document)))
+            self._put_held_out(number, document)
+            self._supplies[number].advance()
+            if time.perf_counter() - last > COMMIT_SECONDS:
+                commit()
+                last = time.perf_counter()
         _refuse(self._faults_at_end())
 
-    def _next(self, number: int) -> Encoded | None:
+    def _next(self, number: int) -> Document | None:
         """The next document of a source to train on; those of validation and test are written on the way."""
-        for document in self._documents[number]:
-            for_training = None
-            for split, ids in self._splits.pieces(document, self.tallies[number].tokens):
+        supply, written = self._supplies[number], self.tallies[number].tokens
+        while document := supply.current():
+            if document.pass_number:
+                return document
+            if self._splits.split == "documents":
+                split = self._splits.of_whole(document.hash, written)
                 if split == "train":
-                    for_training = document._replace(ids=ids)
-                else:
-                    self._put(split, number, document, ids)
-            if for_training:
-                return for_training
+                    return document
+                self._put(split, number, document, document.ids)
+            else:
+                if len(self._splits.for_training(document)):
+                    return document
+                self._put_held_out(number, document)
+            supply.advance()
         return None
 
-    def _put(self, split: str, number: int, document: Encoded, ids: list[int]) -> int:
+    def _put_held_out(self, number: int, document: Document) -> None:
+        for split, ids in self._splits.held_out(document):
+            self._put(split, number, document, ids)
+
+    def _put(self, split: str, number: int, document: Document, ids: NDArray[np.uint16]) -> int:
         self._writers[split].add(ids, number, document.hash)
         n_tokens = len(ids) + 1
         self.tallies[number].add(split, n_tokens, document.pass_number)
-        if not document.pass_number and (split == "train" or self._splits.split == "documents"):
-            self.tallies[number].n_bytes += document.n_bytes
-            self.tallies[number].n_characters += document.n_characters
+        if split == "train" or self._splits.split == "documents":
+            self.tallies[number].add_text(document.n_bytes, document.n_characters, document.n_words)
         self._progress.add(split, n_tokens, document.n_bytes)
         return n_tokens
 
-    def _trained_on(self, number: int) -> NDArray[np.uint64]:
-        documents = self._writers["train"].documents
-        hashes: NDArray[np.uint64] = documents["hash"][documents["source"] == number]
-        return hashes
-
     def _fault_at_start(self, number: int) -> str:
-        supply, tally = self._supplies[number], self.tallies[number]
+        source, supply, tally = self._sources[number], self._supplies[number], self.tallies[number]
         if not tally.documents:
-            return self._reading.nothing_left(supply.source, supply.dropped)
+            return nothing_left(source, supply.all_dropped())
         return (
-            f"{supply.source.key}: {tally.documents.total():,} documents with {tally.tokens.total():,} tokens in all. "
+            f"{source.key}: {tally.documents.total():,} documents with {tally.tokens.total():,} tokens in all. "
             f"The first go to {' and '.join(self._splits.names[1:])} until it holds one window, and none is left for "
             f"training: {self._splits.one_window}. Set data.split=tail to take validation from each document's end, or "
             "add text, or lower data.context_length."
@@ -177,10 +185,10 @@ class Assembly:
     def _faults_at_end(self) -> list[str]:
         splits, faults = self._splits, []
         for name in splits.names[1:]:
-            for supply, tally in zip(self._supplies, self.tallies, strict=True):
+            for source, tally in zip(self._sources, self.tallies, strict=True):
                 if tally.tokens[name] < splits.window_tokens:
                     faults.append(
-                        f"{supply.source.key}: {name}.bin would hold {tally.tokens[name]:,} of its "
+                        f"{source.key}: {name}.bin would hold {tally.tokens[name]:,} of its "
                         f"{tally.tokens.total():,} tokens, and {splits.one_window}. "
                         f"Add text, raise data.{name}_fraction or lower data.context_length."
                     )
@@ -193,6 +201,15 @@ class Assembly:
         return faults
 
 
+def nothing_left(source: Source, dropped: Mapping[str, int]) -> str:
+    """The line for a source of which cleaning leaves no document."""
+    why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
+    return (
+        f"{source.key}: no document left to train on ({f'dropped: {why}' if why else 'it is empty'}). "
+        "Add text, or let data.cleaning drop less."
+    )
+
+
 def _refuse(faults: Any) -> None:
     if lines := list(faults):
         raise BadValue("\n".join(lines))
@@ -201,18 +218,19 @@ def _refuse(faults: Any) -> None:
 class Progress:
     """A bar on standard error with tokens and megabytes a second, and the time left where the end is known."""
 
-    def __init__(self, total_tokens: int | None, text_bytes: int | None) -> None:
+    def __init__(self, total_tokens: int | None, text_bytes: int | None, n_tokens: int = 0) -> None:
         """Shows nothing before the block is entered.
 
         Args:
             total_tokens: Tokens of train.bin that were asked for.
             text_bytes: Else, bytes of all text; the tokens in them are guessed from those seen.
+            n_tokens: Tokens of train.bin that an earlier process has written.
         """
-        self._total_tokens, self._text_bytes = total_tokens, text_bytes
+        self._total_tokens, self._text_bytes, self._initial = total_tokens, text_bytes, n_tokens
         self._n_bytes = 0
 
     def __enter__(self) -> Self:
-        self._bar = bar("tokens", " tokens", self._total_tokens)
+        self._bar = bar("tokens", " tokens", self._total_tokens, self._initial)
         self._start = time.perf_counter()
         return self
 
@@ -241,7 +259,7 @@ class Progress:
         self._bar.set_postfix_str(f"{self._n_bytes / 1e6 / seconds:.2f} MB/s", refresh=False)
 
 
-def bar(what: str, unit: str, total: int | None) -> Any:
+def bar(what: str, unit: str, total: int | None, initial: int = 0) -> Any:
     """A tqdm bar; where standard error is no terminal, it writes a line every ten seconds only."""
     seconds = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, mininterval=seconds)
+    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, mininterval=seconds, initial=initial)

@@ -5,99 +5,35 @@ the end of text) and `<split>.docs.npy` (one record a document), then `tokenizer
 is written last and removed first: a folder without it is not prepared.
 """
 
+import io
 import json
-import os
-import struct
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
-from scratchlm.files.whole import sha256, sync_folder, told_if_unwritable, whole_file, write_json
+from scratchlm.errors import BrokenState, MissingFile
+from scratchlm.files.whole import sha256, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLIT_FILES = tuple(f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("bin", "docs.npy"))
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
-STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
 _PARTS = {"files": dict, "settings": dict, "card": dict, "vocab_size": int, "tokenizer_sha256": str}
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
+CURE = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
 
 TOKEN = np.dtype("<u2")
 DOCUMENT = np.dtype([("start", "<u8"), ("source", "u1"), ("hash", "<u8")])
-_RECORD = struct.Struct(
-    "<QBQ"
-)  # the same bytes as DOCUMENT: packing one record takes a tenth of a numpy assignment's time
 
 
-class BinWriter:
-    """Writes one split: both files appear whole when the `with` block ends without an error, and neither after one.
-
-    Memory grows by 17 bytes a document; ids go straight to the disk.
-    """
-
-    def __init__(self, folder: str | Path, split: str, end_of_text_id: int) -> None:
-        """Remembers where the split goes; files are made on entering the block.
-
-        Args:
-            folder: The bins folder; made if missing.
-            split: `train`, `val` or `test`.
-            end_of_text_id: Id that follows every document.
-        """
-        self.folder, self.split = Path(folder), split
-        self.n_tokens = 0
-        self._end_of_text = np.array([end_of_text_id], TOKEN).tobytes()
-        self._records = bytearray()
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._bin: IO[bytes] = stack.enter_context(whole_file(self.folder / f"{self.split}.bin"))
-            self._index: IO[bytes] = stack.enter_context(whole_file(self.folder / f"{self.split}.docs.npy"))
-            self._files = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            shape = (len(self._records) // DOCUMENT.itemsize,)
-            header = {"descr": np.lib.format.dtype_to_descr(DOCUMENT), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(self._index, header)
-            self._index.write(self._records)  # np.save would hide a full disk: its OSError carries no errno
-        self._files.__exit__(kind, error, trace)
-
-    def add(self, ids: Sequence[int] | NDArray[Any], source: int, content_hash: int) -> None:
-        """Appends one document and the end of text.
-
-        Args:
-            ids: The document's ids, without an end of text.
-            source: Number of its source, below 256.
-            content_hash: 64-bit hash of its text.
-
-        Raises:
-            BadValue: An id does not fit uint16.
-        """
-        array = np.asarray(ids)
-        if len(array) and (array.min() < 0 or array.max() >= MAX_VOCAB_SIZE):
-            worst = int(array.max() if array.max() >= MAX_VOCAB_SIZE else array.min())
-            raise BadValue(
-                f"data.tokenizer: gave the id {worst:,}, and a bin holds 0 to {MAX_VOCAB_SIZE - 1:,} (uint16). "
-                f"Choose a tokenizer with at most {MAX_VOCAB_SIZE:,} ids."
-            )
-        self._records += _RECORD.pack(self.n_tokens, source, content_hash)
-        self._bin.write(array.astype(TOKEN).tobytes())
-        self._bin.write(self._end_of_text)
-        self.n_tokens += len(array) + 1
-
-    @property
-    def documents(self) -> NDArray[np.void]:
-        """The document index so far, a copy."""
-        return np.frombuffer(bytes(self._records), DOCUMENT)
+def index_header(n_documents: int) -> bytes:
+    """The first bytes of an index file; numpy pads them, so that they are as many for any number of documents."""
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(DOCUMENT), "fortran_order": False, "shape": (n_documents,)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 class Bin:
@@ -159,6 +95,7 @@ def write_manifest(
     settings: dict[str, Any],
     card: dict[str, Any],
     inputs: dict[str, Any] | None = None,
+    hashes: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Closes a bins folder: hashes the files in it and writes the manifest.
 
@@ -168,6 +105,7 @@ def write_manifest(
         settings: What shaped the bins; a later `prepare` compares its own with them.
         card: The corpus card.
         inputs: What the files that the bins were made from looked like; a later `prepare` warns where they differ.
+        hashes: Name of a file to its SHA-256, where that is known and need not be computed.
 
     Returns:
         The manifest.
@@ -176,7 +114,7 @@ def write_manifest(
     files: dict[str, dict[str, Any]] = {}
     for path in sorted([*folder.glob("*.bin"), *folder.glob("*.docs.npy")]):
         n_bytes = path.stat().st_size
-        files[path.name] = {"bytes": n_bytes, "sha256": sha256(path)}
+        files[path.name] = {"bytes": n_bytes, "sha256": (hashes or {}).get(path.name) or sha256(path)}
         if path.suffix == ".bin":
             files[path.name]["tokens"] = n_bytes // TOKEN.itemsize
     manifest = {
@@ -221,7 +159,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
             "Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
         )
-    if lacking := [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]:
+    lacking = [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]
+    if "files" not in lacking:
+        lacking += [
+            f"size and hash of {name}" for name, entry in manifest["files"].items() if not _is_entry(name, entry)
+        ]
+    if lacking:
         raise BrokenState(
             f"{path}: not a manifest (no {', '.join(lacking)}). Make the bins anew with scratchlm prepare --fresh true "
             "-c YOUR.yaml."
@@ -229,87 +172,75 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether an entry under `files` says what one must."""
+    kinds = {"bytes": int, "sha256": str} | ({"tokens": int} if name.endswith(".bin") else {})
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+
+
 def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
-    """The cheap check that every opening makes: files there, sizes as written, tokenizer unchanged. Bins are not read.
+    """The cheap check that every opening makes. Bins are not read.
 
     Args:
         folder: The bins folder.
         manifest: Its manifest.
 
     Raises:
-        BrokenState: A file is missing, of another size, or the tokenizer is another.
+        BrokenState: The first of the `file_faults`.
     """
-    cure = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
-    for name, written in manifest["files"].items():
-        path = Path(folder) / name
-        if not path.exists():
-            raise BrokenState(f"{path}: missing, though {MANIFEST} names it. {cure}")
-        if (n_bytes := path.stat().st_size) != written["bytes"]:
-            raise BrokenState(f"{path}: {n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}. {cure}")
+    for fault in file_faults(folder, manifest).values():
+        raise BrokenState(fault)
+
+
+def file_faults(folder: str | Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """What is wrong as far as sizes, the head of an index and the tokenizer's hash tell.
+
+    Args:
+        folder: The bins folder.
+        manifest: Its manifest.
+
+    Returns:
+        Name of a file -> one line that begins with its path.
+    """
+    found = {}
+    for name in manifest["files"]:
+        if fault := _file_fault(Path(folder) / name, manifest["files"]):
+            found[name] = f"{Path(folder) / name}: {fault}. {CURE}"
     tokenizer = Path(folder) / "tokenizer.json"
     if not tokenizer.is_file():
-        raise BrokenState(f"{tokenizer}: missing. {cure}")
-    found, written = sha256(tokenizer), manifest["tokenizer_sha256"]
-    if found != written:
-        raise BrokenState(
-            f"{tokenizer}: not the tokenizer of these bins (SHA-256 {found[:12]}, not {written[:12]}). {cure}"
+        found["tokenizer.json"] = f"{tokenizer}: missing. {CURE}"
+    elif (now := sha256(tokenizer)) != (written := manifest["tokenizer_sha256"]):
+        found["tokenizer.json"] = (
+            f"{tokenizer}: not the tokenizer of these bins (SHA-256 {now[:12]}, not {written[:12]}). {CURE}"
         )
+    return found
 
 
-def check_free(folder: str | Path) -> None:
-    """Makes sure that publishing into `folder` takes no file away that something else has put there.
-
-    Args:
-        folder: Where bins are to be; it need not exist.
-
-    Raises:
-        BadValue: It holds a file under a name of ours and no manifest, or a folder under such a name.
-    """
-    folder = Path(folder)
-    # A manifest that waits in the staging folder means that a process was killed while it published: the files are its.
-    is_ours = is_prepared(folder) or is_prepared(folder / STAGING)
-    for name in (*SPLIT_FILES, *TOKENIZER_FILES):
-        path = folder / name
-        if path.is_dir() or (path.exists() and not is_ours):
-            raise BadValue(
-                f"data.folder={folder}: holds {name}, which is not of scratchlm's making. Name another folder."
-            )
+def _file_fault(path: Path, files: dict[str, dict[str, Any]]) -> str:
+    written = files[path.name]
+    if not path.is_file():
+        return f"missing, though {MANIFEST} names it"
+    n_bytes = path.stat().st_size
+    if path.suffix == ".bin" and n_bytes % TOKEN.itemsize:
+        return f"{n_bytes:,} bytes, an odd number, and an id takes {TOKEN.itemsize} (uint16)"
+    if n_bytes != written["bytes"]:
+        return f"{n_bytes:,} bytes, and {MANIFEST} says {written['bytes']:,}"
+    if path.suffix == ".bin":
+        told = written["tokens"]
+        return "" if n_bytes == told * TOKEN.itemsize else f"{n_bytes:,} bytes, and {MANIFEST} says {told:,} tokens"
+    bin_ = files.get(path.name.removesuffix(".docs.npy") + ".bin")
+    return _index_fault(path, bin_["tokens"]) if bin_ else ""
 
 
-def publish(staging: str | Path, folder: str | Path) -> None:
-    """Moves finished bins into place; until the manifest has followed the rest, `folder` counts as not prepared.
-
-    Args:
-        staging: The new files, manifest included, on the same filesystem; gone afterwards.
-        folder: Where they belong, after `check_free`. What its manifest names is replaced, other files stay.
-
-    Raises:
-        BrokenState: The folder cannot be written.
-    """
-    staging, folder = Path(staging), Path(folder)
-    old, new = _replaced_by_new_bins(folder), [path.name for path in staging.iterdir()]
-    with told_if_unwritable(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        sync_folder(folder)
-        try:
-            for name in old:
-                (folder / name).unlink(missing_ok=True)
-            for name in sorted(new, key=lambda name: name == MANIFEST):
-                os.replace(staging / name, folder / name)
-        except BaseException:  # without a manifest, what is left would be taken for someone else's
-            for name in {*old, *new}:
-                with suppress(OSError):
-                    (folder / name).unlink()
-            raise
-        staging.rmdir()
-        sync_folder(folder)
-
-
-def _replaced_by_new_bins(folder: Path) -> list[str]:
-    if not is_prepared(folder):
-        return []
+def _index_fault(path: Path, n_tokens: int) -> str:
     try:
-        named = read_manifest(folder)["files"]
-    except UserError:  # damaged: what the new bins do not overwrite stays
-        named = {}
-    return [*(name for name in SPLIT_FILES if name in named), *TOKENIZER_FILES]
+        documents = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        return f"not a document index ({str(error).splitlines()[0] if str(error) else 'empty'})"
+    if documents.dtype != DOCUMENT or documents.ndim != 1:
+        return f"not a document index (an array of {documents.dtype})"
+    if bool(n_tokens) != bool(len(documents)) or (
+        n_tokens and (documents["start"][0] != 0 or documents["start"][-1] >= n_tokens)
+    ):
+        return f"{len(documents):,} documents that do not span the {n_tokens:,} tokens of its bin"
+    return ""

@@ -24,18 +24,39 @@ class Tally:
     documents: Counter[str] = field(default_factory=Counter)  # by split, each once
     tokens: Counter[str] = field(default_factory=Counter)  # by split, repetitions included
     first_pass_tokens: int = 0  # of train.bin
+    once_tokens: int = 0  # of all splits, repetitions and ends of text left out
     passes: int = 1
     n_bytes: int = 0  # of text, each document once
     n_characters: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
+    n_words: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # documents, by reason
+    cleaning: list[dict[str, Any]] = field(default_factory=list)  # what each step did, as its report says
 
     def add(self, split: str, n_tokens: int, pass_number: int) -> None:
         """Books a document of `split`."""
-        self.documents[split] += not pass_number
         self.tokens[split] += n_tokens
-        self.passes = max(self.passes, pass_number + 1)
-        if split == "train" and not pass_number:
+        if pass_number:
+            self.passes = max(self.passes, pass_number + 1)
+            return
+        self.documents[split] += 1
+        self.once_tokens += n_tokens - 1
+        if split == "train":
             self.first_pass_tokens += n_tokens
+
+    def add_text(self, n_bytes: int, n_characters: int, n_words: int) -> None:
+        """Books the text of a document."""
+        self.n_bytes += n_bytes
+        self.n_characters += n_characters
+        self.n_words += n_words
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values from which `from_json` makes the tally again."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Tally":
+        """The tally that `to_json` gave."""
+        return cls(**values | {name: Counter(values[name]) for name in ("documents", "tokens")})
 
 
 def card_of(
@@ -73,12 +94,15 @@ def card_of(
                 "documents": dict(tally.documents),
                 "bytes": tally.n_bytes,
                 "characters": tally.n_characters,
+                "words": tally.n_words,
                 "tokens": dict(tally.tokens),
+                "tokens_a_word": round(tally.once_tokens / max(1, tally.n_words), 3),
                 "asked_share": source.weight / weight,
                 "achieved_share": tally.tokens["train"] / max(1, tokens["train"]),
                 "repetitions": tally.tokens["train"] / max(1, tally.first_pass_tokens),
                 "passes": tally.passes,
                 "dropped": tally.dropped,
+                "cleaning": tally.cleaning,
                 "first_tokens": first,
                 "last_tokens": last,
             }

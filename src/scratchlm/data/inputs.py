@@ -54,6 +54,13 @@ def changes(sources: list[Source], tokenizer: str, made_from: dict[str, Any]) ->
         yield f"data.tokenizer: {tokenizer} {cure}"
 
 
+def stamps_of(sources: list[Source], tokenizer: str) -> dict[str, Any]:
+    """Size and time of every local file, to tell whether one has changed since a `prepare` was killed."""
+    paths = [path for source in sources for path, _ in _files(source)]
+    paths += map(str, _tokenizer_files(tokenizer))
+    return {path: [os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths}
+
+
 def _files(source: Source) -> list[tuple[str, str]]:
     if source.uri.startswith(("builtin:", "hf://")):
         return []

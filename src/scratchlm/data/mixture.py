@@ -47,3 +47,11 @@ class Mixture:
         """Takes a dry source out; from here on the others share all tokens in their ratio, counted anew."""
         del self._tokens[source]
         self._tokens = dict.fromkeys(self._tokens, 0)
+
+    def state(self) -> dict[str, int]:
+        """Tokens of each open source since one last ran dry, in plain values."""
+        return {str(source): n_tokens for source, n_tokens in self._tokens.items()}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes on where `state` was taken."""
+        self._tokens = {int(source): n_tokens for source, n_tokens in state.items()}

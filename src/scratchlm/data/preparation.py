@@ -1,39 +1,28 @@
 """Sources to tokenizer to bins: the corpus, mixed by tokens, with the card that says what is in it. No torch."""
 
 import inspect
+import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scratchlm.data.assembly import Assembly, Progress, Splits, bar
-from scratchlm.data.bins import (
-    STAGING,
-    TOKENIZER_FILES,
-    BinWriter,
-    check_files,
-    check_free,
-    is_prepared,
-    publish,
-    read_manifest,
-    write_manifest,
-)
-from scratchlm.data.card import card_of, warnings_for
-from scratchlm.data.inputs import changes, inputs_of
-from scratchlm.data.supply import Reading
+from scratchlm.data.bins import TOKENIZER_FILES, check_files, is_prepared, read_manifest
+from scratchlm.data.foreign import adopt, is_foreign, require_same_tokenizer
+from scratchlm.data.inputs import changes, stamps_of
+from scratchlm.data.making import Making
+from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
-from scratchlm.files.whole import require_space, told_if_unwritable
+from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, describe_all, parse_sources
-from scratchlm.text.local import find_files
-from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, Tokenizer, load, train
+from scratchlm.text.hub import Access
+from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 
-_LOCK = "prepare.lock"
-_NOT_OF_THE_BINS = ("folder", "context_length")  # where they are, and what fit checks again
+# What does not shape the bins: where they are, what fit checks again, and how the text comes here.
+_NOT_OF_THE_BINS = ("folder", "context_length", "n_processes", "hub_folder", "offline", "retry_seconds")
 
 
 class Corpus:
@@ -54,9 +43,13 @@ class Corpus:
         seed: int = 1,
         shuffle_documents: int = 10_000,
         max_repetitions: int = 4,
-        min_document_characters: int = 64,
-        normalize: bool = True,
+        cleaning: list[str | dict[str, Any]] | None = None,
+        near_duplicates: float | None = None,
         context_length: int = 1024,
+        n_processes: int | None = None,
+        hub_folder: str | None = None,
+        offline: bool = False,
+        retry_seconds: float = 600.0,
     ) -> None:
         """Checks the values; opens nothing.
 
@@ -83,12 +76,20 @@ class Corpus:
             split: `documents`: whole documents are set aside, the first of each source until it has one window, then
                 by content hash. `tail`: the end of every document is, as for one long text.
             seed: Order of files, documents and, in training, windows.
-            shuffle_documents: Documents permuted among themselves at a time; 0 keeps the sources' order.
+            shuffle_documents: Documents permuted among themselves at a time, after the parts of a source (files,
+                shards, 8 MiB of a long file) are permuted. 0 keeps the sources' order, and reads each in one process.
             max_repetitions: Passes over a source in all, where `total_tokens` asks for more than it has. A repeated
                 pass has an order of its own and leaves out validation, test and copies.
-            min_document_characters: Shorter documents are dropped.
-            normalize: Bring text to one spelling: NFC, newlines, no control characters, no runs of blanks in a line.
+            cleaning: Steps that each document goes through, by name, or as name: {argument: value}; None is unicode,
+                whitespace, length. docs/corpus.md has them all, and how to name a filter of datatrove.
+            near_duplicates: Likeness from which a document counts as a copy, such as 0.8 of its runs of words (MinHash;
+                needs scratchlm[near]). Whole copies always go.
             context_length: Inputs of one window, in tokens; each source must fill one in validation.
+            n_processes: Processes that read, clean and encode; None is one a core, where there is enough text for it.
+                More than 8 a source bring nothing. The bins do not depend on it.
+            hub_folder: Folder of hub files that `scratchlm prefetch` has filled; they are read in place of the hub.
+            offline: Never ask the hub: read hub_folder or fail at once.
+            retry_seconds: How long to go on trying when the hub fails, before giving up until the next run.
 
         Raises:
             BadValue: One line for each value that cannot work.
@@ -106,22 +107,27 @@ class Corpus:
         self.seed = seed
         self.shuffle_documents = shuffle_documents
         self.max_repetitions = max_repetitions
-        self.min_document_characters = min_document_characters
-        self.normalize = normalize
+        self.near_duplicates = near_duplicates
         self.context_length = context_length
+        self.n_processes = n_processes
+        self.hub_folder = hub_folder
+        self.offline = offline
+        self.retry_seconds = retry_seconds
         if faults := list(self._faults()):
             raise BadValue("\n".join(faults))
+        self.cleaning = parse_cleaning(cleaning)
         self.parsed_sources = parse_sources(sources or {})
 
     def _faults(self) -> Iterator[str]:
-        if not self.sources:
+        adopts = not self.sources and bool(self.folder) and is_foreign(self.folder)
+        if not self.sources and not adopts:
             yield (
                 "data.sources: no source of text is named. Name a file, --data.sources '{text: input.txt}', "
                 "or a built-in source, --data.sources '{tales: builtin:tiny-tales}'."
             )
         if not self.folder:
             yield "data.folder=: names no folder. Give the folder that bins are to be in, such as --data.folder bins."
-        elif self.tokenizer not in KINDS:
+        elif self.tokenizer not in KINDS and not adopts:
             folder, adopted = os.path.realpath(self.folder), os.path.realpath(self.tokenizer)
             if adopted in (folder, *(os.path.join(folder, name) for name in TOKENIZER_FILES)):
                 yield (
@@ -140,12 +146,14 @@ class Corpus:
             ("total_tokens", 1),
             ("shuffle_documents", 0),
             ("max_repetitions", 1),
-            ("min_document_characters", 0),
             ("context_length", 1),
+            ("n_processes", 1),
+            ("retry_seconds", 0),
         ):
             value = getattr(self, key)
             if value is not None and value < least:
-                yield f"data.{key}={value}: too small. Give a whole number, {least} or more."
+                number = "number" if key == "retry_seconds" else "whole number"
+                yield f"data.{key}={value}: too small. Give a {number}, {least} or more."
         if not 0 < self.val_fraction < 1:
             yield f"data.val_fraction={self.val_fraction}: not a part of the text. Give a number such as 0.005."
         elif not 0 <= self.test_fraction < 1 - self.val_fraction:
@@ -153,6 +161,8 @@ class Corpus:
                 f"data.test_fraction={self.test_fraction}: leaves nothing for training beside "
                 f"data.val_fraction={self.val_fraction}. Give 0, or a number such as 0.005."
             )
+        if self.near_duplicates is not None and not 0.5 <= self.near_duplicates <= 0.95:
+            yield f"data.near_duplicates={self.near_duplicates}: cannot be told apart. Give 0.5 to 0.95, such as 0.8."
         if self.split not in ("documents", "tail"):
             yield f"data.split={self.split}: no such split. Give documents or tail."
 
@@ -165,38 +175,75 @@ class Corpus:
         keys = [key for key in inspect.signature(Corpus).parameters if key not in _NOT_OF_THE_BINS]
         return {key: getattr(self, key) for key in keys} | {"sources": sources}
 
+    @property
+    def access(self) -> Access:
+        """How the hub may be reached."""
+        return Access(self.hub_folder, self.offline, self.retry_seconds)
+
     def prepare(self, fresh: bool = False) -> dict[str, Any]:
         """Makes the bins, or where they are finished makes sure that they are what these settings would make.
 
+        What a killed `prepare` left is gone on with, as long as settings and local files are the same.
+
         Args:
-            fresh: Make them anew even so.
+            fresh: Make them anew even though they are finished.
 
         Returns:
             The manifest.
 
         Raises:
             BadValue: Finished bins were made with other settings, a source is too short, or the folder holds files of
-                the bins' names that are not bins.
-            UserError: A source cannot be read, another process is writing the folder, or the disk is full. The folder
-                is then as it was before.
+                the bins' names that are not bins. The folder is then as it was before.
+            UserError: A source cannot be read, another process is writing the folder, or the disk is full. The same
+                call then goes on from there.
         """
-        folder = Path(self.folder)
+        folder, staging = Path(self.folder), Staging(self.folder)
+        if not self.sources:
+            return self._adopt(folder, fresh)
+        if staging.waits_to_be_published:
+            with staging.owned():
+                staging.publish()
+            fresh = False
         if is_prepared(folder) and not fresh:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
             self._compare(manifest["settings"])
             _warn(changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {})))
             return manifest
-        check_free(folder)
-        facts = describe_all(self.parsed_sources)
-        # The commit that a branch of a hub repository stands at now: every pass must read the same text.
-        pinned = [
+        staging.check_free()
+        plan = self._plan()
+        goes_on = staging.plan().get("asked") == plan
+        facts = staging.plan()["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
+        with staging.owned():
+            if not goes_on:
+                staging.begin({"asked": plan, "facts": facts})
+            manifest = Making(self, self._pinned(facts), facts, staging).run()
+            staging.publish()
+        _warn(manifest["card"]["warnings"])
+        return manifest
+
+    def _plan(self) -> dict[str, Any]:
+        """What must be the same for a killed `prepare` to be gone on with."""
+        files = stamps_of(self.parsed_sources, self.tokenizer)
+        asked = {"settings": self.settings, "context_length": self.context_length, "files": files}
+        plan: dict[str, Any] = json.loads(json.dumps(asked))  # as it is read back
+        return plan
+
+    def _pinned(self, facts: list[dict[str, Any]]) -> list[Source]:
+        """The sources at the commits that were found at first: every reading must see the same text."""
+        return [
             replace(source, revision=fact["revision"]) for source, fact in zip(self.parsed_sources, facts, strict=True)
         ]
-        require_space(folder, 2 * (self.total_tokens or 0))
-        with _owned(folder) as staging:
-            manifest = _write(self, pinned, facts, staging)
-            publish(staging, folder)
+
+    def _adopt(self, folder: Path, fresh: bool) -> dict[str, Any]:
+        if is_prepared(folder) and not fresh:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest)
+            require_same_tokenizer(manifest, self.tokenizer)
+            _warn(changes([], manifest["settings"]["tokenizer"] or KINDS[0], manifest.get("inputs", {})))
+            return manifest
+        with folder_lock(folder, LOCK):
+            manifest = adopt(folder, self.tokenizer, self.context_length)
         _warn(manifest["card"]["warnings"])
         return manifest
 
@@ -221,91 +268,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-@contextmanager
-def _owned(folder: Path) -> Iterator[Path]:
-    """Holds the folder and yields an empty place in it to write to; after an error all is as it was before."""
-    was_there, was_locked_before = folder.exists(), (folder / _LOCK).exists()
-    staging = folder / STAGING
-    with folder_lock(folder, _LOCK):
-        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-        with told_if_unwritable(staging):
-            staging.mkdir()
-        try:
-            yield staging
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            if not was_locked_before:
-                (folder / _LOCK).unlink()
-            if not was_there:
-                with suppress(OSError):  # someone has put a file there meanwhile
-                    folder.rmdir()
-            raise
-
-
-def _write(corpus: Corpus, sources: list[Source], facts: list[dict[str, Any]], staging: Path) -> dict[str, Any]:
-    """Writes a whole bins folder to `staging`."""
-    inputs = inputs_of(sources, corpus.tokenizer)
-    reading = Reading(corpus.seed, corpus.shuffle_documents, corpus.min_document_characters, corpus.normalize)
-    spelling, text_bytes = _tokenizer(corpus, sources, reading)
-    spelling.save(staging)
-    splits = Splits(corpus.split, corpus.val_fraction, corpus.test_fraction, corpus.context_length)
-    max_passes = corpus.max_repetitions if corpus.total_tokens else 1
-    with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(BinWriter(staging, name, spelling.end_of_text_id)) for name in splits.names
-        }
-        progress = stack.enter_context(Progress(corpus.total_tokens, text_bytes))
-        assembly = Assembly(sources, reading, spelling, max_passes, splits, writers, progress)
-        assembly.run(corpus.total_tokens)
-    card = card_of(staging, sources, facts, assembly.tallies, spelling, corpus.total_tokens, corpus.val_fraction)
-    card["warnings"] = warnings_for({"card": card}, corpus.context_length)
-    return write_manifest(staging, spelling.vocab_size, corpus.settings, card, inputs)
-
-
-def _tokenizer(corpus: Corpus, sources: list[Source], reading: Reading) -> tuple[Tokenizer, int | None]:
-    """The tokenizer, and the bytes of text in all sources where that is known by now."""
-    sizes = {source.name: _file_bytes(source) for source in sources}
-    if corpus.tokenizer in KINDS:
-        sample = _sample(corpus, sources, reading, sizes)
-        spelling = train(corpus.tokenizer, sample, corpus.vocab_size, corpus.min_frequency)
-    else:
-        spelling = load(corpus.tokenizer)
-    known = [size for size in sizes.values() if size is not None]
-    return spelling, sum(known) if len(known) == len(sizes) else None
-
-
-def _sample(corpus: Corpus, sources: list[Source], reading: Reading, sizes: dict[str, int | None]) -> Iterator[str]:
-    """Text to train a tokenizer on; notes in `sizes` the bytes of each source that it has read to its end."""
-    whole = corpus.tokenizer == "char"
-    weight = sum(source.weight for source in sources)
-    faults = []
-    with bar("tokenizer sample", "B", None if whole else corpus.tokenizer_sample_bytes) as progress:
-        for source in sources:
-            share = sys.maxsize if whole else max(1, round(corpus.tokenizer_sample_bytes * source.weight / weight))
-            left = share
-            cleaner = reading.cleaner()
-            for text in reading.texts(source, cleaner=cleaner):
-                data = text.encode(errors="replace")
-                yield text if len(data) <= left else data[:left].decode(errors="ignore")
-                progress.update(min(left, len(data)))
-                left -= len(data)
-                if left <= 0:
-                    break
-            else:
-                sizes[source.name] = share - left
-                if left == share:
-                    faults.append(reading.nothing_left(source, cleaner.dropped))
-        progress.total = progress.n  # the sources may hold less than was asked for
-    if faults:
-        raise BadValue("\n".join(faults))
-    print(f"scratchlm: training a {corpus.tokenizer} tokenizer on {progress.n / 1e6:,.1f} MB of text", file=sys.stderr)
-
-
-def _file_bytes(source: Source) -> int | None:
-    """Bytes of a source's files, about those of its text; None where that is not known beforehand."""
-    if source.uri.startswith(("builtin:", "hf://")):
-        return None
-    paths = [path for path, _ in find_files(source.key, source.uri)]
-    return sum(map(os.path.getsize, paths)) if all(path.endswith((".txt", ".jsonl")) for path in paths) else None

@@ -1,29 +1,24 @@
 """Batches for the Trainer: which sequences a step sees is a function of the seed and their numbers alone."""
 
-import itertools
 import sys
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.lib.stride_tricks import sliding_window_view
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader, Dataset
 
-from scratchlm.data.bins import Bin, check_files, read_manifest
+from scratchlm.data.batches import Batch, ListedBatches, ScoredBatches, TrainBatches
+from scratchlm.data.bins import CURE, Bin, check_files, read_manifest
+from scratchlm.data.inspection import require_whole
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.prompts import read_prompts
-from scratchlm.data.windows import n_windows, window_starts
+from scratchlm.data.windows import n_windows
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.text import tokenizer
-
-NOT_SCORED = -100  # target that no loss counts, as in torch's cross-entropy
-
-Batch = dict[str, Any]
 
 
 class PretrainingData(LightningDataModule):
@@ -42,6 +37,7 @@ class PretrainingData(LightningDataModule):
         prompts: list[str] | None = None,
         prompts_file: str | None = None,
         checkpoint: str | None = None,
+        verify: bool = False,
         **corpus: Any,
     ) -> None:
         """Checks the values; opens nothing.
@@ -58,6 +54,8 @@ class PretrainingData(LightningDataModule):
             prompts: Texts to complete, for predict.
             prompts_file: A file of them instead: .txt, one a line, or .jsonl with a column `prompt`.
             checkpoint: For predict, set by the command: vocabulary, tokenizer and card come from it, not from bins.
+            verify: Read all of the bins before the model is built, and refuse them where one bit is not as it was
+                written, as `scratchlm corpus check` does; else sizes and the tokenizer's hash are compared.
             **corpus: What `prepare` takes; see there.
 
         Raises:
@@ -76,6 +74,7 @@ class PretrainingData(LightningDataModule):
         self.prompts = prompts
         self.prompts_file = prompts_file
         self.checkpoint = checkpoint
+        self.verify = verify
         self._resumed: dict[str, Any] = {"sequences": 0, "step": 0}
         least = {"micro_batch_size": 1, "global_batch_size": 1, "train_tokens": 1, "stride_tokens": 1, "num_workers": 0}
         for key, n in least.items():
@@ -188,7 +187,7 @@ class PretrainingData(LightningDataModule):
                 f"make a step of data.global_batch_size={self.global_batch_size}. Give the Trainer that number."
             )
         self._check_order()
-        batches = _TrainBatches(
+        batches = TrainBatches(
             Bin(self.folder, "train"),
             self.context_length,
             self.corpus.seed,
@@ -213,7 +212,7 @@ class PretrainingData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """One prompt a batch."""
         world, rank = self._place
-        return self._loader(_Listed([{"prompts": [prompt]} for prompt in self._read_prompts()[rank::world]]))
+        return self._loader(ListedBatches([{"prompts": [prompt]} for prompt in self._read_prompts()[rank::world]]))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Widens ids on the device: they travel in 16 bits."""
@@ -226,6 +225,8 @@ class PretrainingData(LightningDataModule):
     def _manifest(self) -> dict[str, Any]:
         manifest = read_manifest(self.folder)
         check_files(self.folder, manifest)
+        if self.verify and not getattr(rank_zero_only, "rank", 0):
+            require_whole(self.folder, manifest)
         return manifest
 
     @cached_property
@@ -286,6 +287,8 @@ class PretrainingData(LightningDataModule):
                 f"data.folder={self.folder}: holds no test.bin. Set data.test_fraction, for instance to 0.005, "
                 "make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml, and train anew."
             )
+        if f"{split}.bin" not in self._manifest["files"]:
+            raise BrokenState(f"data.folder={self.folder}: its manifest.json names no {split}.bin. {CURE}")
         window = self.context_length + 1
         held = {"": self._n_tokens(split)}
         if split != "train":
@@ -310,9 +313,9 @@ class PretrainingData(LightningDataModule):
             )
         return found
 
-    def _scored(self, split: str) -> "_ScoredBatches":
+    def _scored(self, split: str) -> "ScoredBatches":
         world, rank = self._place
-        return _ScoredBatches(Bin(self.folder, split), self.context_length, self.micro_batch_size, world, rank)
+        return ScoredBatches(Bin(self.folder, split), self.context_length, self.micro_batch_size, world, rank)
 
     def _loader(self, batches: Dataset[Batch]) -> DataLoader[Batch]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -328,81 +331,3 @@ class PretrainingData(LightningDataModule):
 
 def _as_they_are(batch: Any) -> Any:
     return batch
-
-
-class _TrainBatches(IterableDataset[Batch]):
-    """Endless micro-batches of one process, each gathered by one strided copy out of the memory map."""
-
-    def __init__(
-        self,
-        split: Bin,
-        context_length: int,
-        seed: int,
-        windows: Literal["shuffled", "random"],
-        stride_tokens: int | None,
-        first_sequence: int,
-        sequences_apart: int,
-        micro_batch_size: int,
-    ) -> None:
-        self.split, self.context_length = split, context_length
-        self.seed, self.windows, self.stride_tokens = seed, windows, stride_tokens
-        self.first_sequence, self.sequences_apart = first_sequence, sequences_apart
-        self.micro_batch_size = micro_batch_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, apart = (worker.id, worker.num_workers) if worker else (0, 1)
-        cut = sliding_window_view(self.split.tokens, self.context_length + 1)
-        rows = np.arange(self.micro_batch_size)
-        for number in itertools.count(first, apart):
-            starts = window_starts(
-                self.first_sequence + number * self.sequences_apart + rows,
-                self.split.n_tokens,
-                self.context_length,
-                self.seed,
-                self.windows,
-                self.stride_tokens,
-            )
-            yield {"ids_BT": torch.from_numpy(cut[starts].view(np.int16))}
-
-
-class _ScoredBatches(Dataset[Batch]):
-    """A split from first target to last, each scored once; windows go round the processes, all with as many batches."""
-
-    def __init__(self, split: Bin, context_length: int, micro_batch_size: int, world: int, rank: int) -> None:
-        self.split, self.context_length, self.micro_batch_size = split, context_length, micro_batch_size
-        self.world, self.rank = world, rank
-
-    @property
-    def _n_rows(self) -> int:
-        windows = -(-(self.split.n_tokens - 1) // self.context_length)
-        return -(-windows // self.world)
-
-    def __len__(self) -> int:
-        return -(-self._n_rows // self.micro_batch_size)
-
-    def __getitem__(self, number: int) -> Batch:
-        rows = np.arange(number * self.micro_batch_size, min((number + 1) * self.micro_batch_size, self._n_rows))
-        starts = (rows * self.world + self.rank) * self.context_length
-        positions_BT = starts[:, None] + np.arange(self.context_length)
-        last = self.split.n_tokens - 1
-        there_BT = positions_BT < last
-        targets_at_BT = np.minimum(positions_BT + 1, last)
-        ids_BT = self.split.tokens[np.minimum(positions_BT, last)]
-        targets_BT = np.where(there_BT, self.split.tokens[targets_at_BT].astype(np.int64), NOT_SCORED)
-        return {
-            "inputs_BT": torch.from_numpy(ids_BT.astype(np.int64)),
-            "targets_BT": torch.from_numpy(targets_BT),
-            "source_BT": torch.from_numpy(self.split.source_of(targets_at_BT)),
-        }
-
-
-class _Listed(Dataset[Batch]):
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> Batch:
-        return self.batches[number]

@@ -1,138 +1,271 @@
-"""The documents of one source as they come to the mixture: cleaned, without copies, encoded, pass after pass."""
+"""The documents of one source as they come to the mixture: block after block, without copies, pass after pass."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+import base64
+import os
+from collections import Counter, deque
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchlm.text.cleaning import Cleaner, Deduplicator, content_hash
-from scratchlm.text.documents import Source, Stream
-from scratchlm.text.tokenizer import Tokenizer
+from scratchlm.data.blocks import Block
+from scratchlm.data.seen import Seen
+from scratchlm.data.workers import Workers
+from scratchlm.data.writer import BinWriter
+from scratchlm.files.whole import told_if_unwritable
+from scratchlm.text.cleaning_report import Report
+from scratchlm.text.lanes import Cursor, permutation
 
-_BATCH_DOCUMENTS = 256  # encoded at once, on all cores (chosen, not tuned)
-_BATCH_CHARACTERS = 1 << 20  # or fewer documents, where they are long: bounds the memory of a batch (chosen, not tuned)
+_AHEAD = 2  # orders beyond those that are worked on, so that nobody waits for the next (chosen, not tuned)
+_KEYS = 1 << 17  # taken in at once when going on (chosen, not tuned)
+_OF_PASSES = 1 << 63  # keeps the permutations of passes apart from those of lanes
 
 
-class Encoded(NamedTuple):
-    """A document in ids, with what the splits and the card need to know of it."""
+class Document(NamedTuple):
+    """A document in ids, with what the splits and the card need to know of it.
 
-    ids: list[int]
+    Attributes:
+        ids: Without an end of text; uint16.
+        hash: Of its text.
+        n_bytes: UTF-8 bytes of its text; 0 for one that is repeated, as the next two.
+        n_characters: Characters of its text.
+        n_words: Words of its text.
+        pass_number: 0 when it comes for the first time.
+    """
+
+    ids: NDArray[np.uint16]
     hash: int
-    pass_number: int
     n_bytes: int
     n_characters: int
+    n_words: int
+    pass_number: int
 
 
-class Reading(NamedTuple):
-    """How documents are read: the keys of `data:` that bear on it."""
+class Copies:
+    """The hashes, and where asked for the near keys, of all documents so far, over all sources."""
 
-    seed: int
-    shuffle_documents: int
-    min_document_characters: int
-    normalize: bool
+    def __init__(self, log: Path, near_keys: int) -> None:
+        """Starts with nothing seen.
 
-    def texts(self, source: Source, pass_number: int = 0, cleaner: Cleaner | None = None) -> Iterator[str]:
-        """One pass over the cleaned texts of a source; `cleaner`, where given, counts what it drops."""
-        cleaner = cleaner or self.cleaner()
-        for document in Stream(source, self.seed, self.shuffle_documents, pass_number):
-            text = cleaner.clean(document.text)
-            if text is not None:
-                yield text
+        Args:
+            log: File that keeps what the bins' index does not tell, where near copies are looked for.
+            near_keys: Near keys of a document; 0 looks for whole copies alone.
+        """
+        self._hashes, self._near = Seen(), Seen()
+        self._log, self._width = log, 1 + near_keys
+        self._file: IO[bytes] | None = None
 
-    def nothing_left(self, source: Source, dropped: Mapping[str, int]) -> str:
-        """The line for a source of which cleaning leaves no document."""
-        why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
-        return (
-            f"{source.key}: no document left to train on ({f'dropped: {why}' if why else 'it is empty'}). "
-            f"Add text, or lower data.min_document_characters={self.min_document_characters}."
-        )
+    def new(self, block: Block, dropped: Counter[str]) -> NDArray[np.int64]:
+        """Places of the documents of a block that are no copies; counts the others by reason."""
+        is_new = self._hashes.add(block.hashes)
+        dropped["copy"] += len(is_new) - int(is_new.sum())
+        places = np.flatnonzero(is_new)
+        if self._width == 1:
+            return places
+        # A near copy's own keys count too: what is near to it goes with it.
+        is_far = self._near.add(block.near_keys[places].ravel()).reshape(len(places), -1).all(axis=1)
+        dropped["near copy"] += len(places) - int(is_far.sum())
+        rows = np.column_stack([block.hashes[places], block.near_keys[places]])
+        with told_if_unwritable(self._log):
+            self._file = self._file or self._log.open("ab")
+            self._file.write(rows.tobytes())
+        return places[is_far]
 
-    def cleaner(self) -> Cleaner:
-        """A cleaner by these rules that has counted nothing yet."""
-        return Cleaner(self.min_document_characters, self.normalize)
+    def commit(self) -> int:
+        """Bytes of the log that `take_up` is to read."""
+        if self._file is None:
+            return 0
+        with told_if_unwritable(self._log):
+            self._file.flush()
+            return self._file.tell()
+
+    def take_up(self, writers: Iterable[BinWriter], n_bytes: int) -> None:
+        """Goes on where a process stopped: takes in all that it has written, and its log."""
+        for writer in writers:
+            hashes = writer.documents["hash"]
+            for start in range(0, len(hashes), _KEYS):
+                self._hashes.add(np.ascontiguousarray(hashes[start : start + _KEYS]))
+        if not n_bytes:
+            return
+        with told_if_unwritable(self._log):
+            os.truncate(self._log, n_bytes)
+            with self._log.open("rb") as file:
+                while data := file.read(_KEYS * 8 * self._width):
+                    rows = np.frombuffer(data, np.uint64).reshape(-1, self._width)
+                    self._hashes.add(rows[:, 0])
+                    self._near.add(rows[:, 1:].ravel())
+            self._file = self._log.open("ab")
+
+    def add(self, hashes: NDArray[np.uint64]) -> None:
+        """Takes in documents that are kept and not yet written."""
+        self._hashes.add(hashes)
+
+    def close(self) -> None:
+        """Closes and removes the log."""
+        if self._file is not None:
+            self._file.close()
+            self._log.unlink()
 
 
 class Supply:
-    """The encoded documents of one source, and then, as often as allowed, those it trains on once more."""
+    """The new documents of one source, and then, as often as allowed, those of train.bin once more.
+
+    Can be left after any document, and taken up there again by another process.
+    """
 
     def __init__(
         self,
-        source: Source,
-        reading: Reading,
-        tokenizer: Tokenizer,
+        number: int,
+        n_lanes: int,
+        workers: Workers,
+        copies: Copies,
+        train: BinWriter,
         max_passes: int,
-        seen: Deduplicator,
-        trained_on: Callable[[], NDArray[np.uint64]],
+        seed: int,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        """Opens nothing before iteration.
+        """Orders nothing before the first document is asked for.
 
         Args:
-            source: What to read.
-            reading: How to read it.
-            tokenizer: Spells the documents.
+            number: Number of the source.
+            n_lanes: Its lanes.
+            workers: Make its blocks.
+            copies: Shared by all sources, so that a copy is dropped wherever it stands.
+            train: Writes train.bin; a repeated pass reads the source's documents there.
             max_passes: Passes over the source in all.
-            seen: The hashes of all sources, so that a copy is dropped wherever it stands.
-            trained_on: Hashes of this source's documents in train.bin. Asked once for each repeated pass, when the
-                first is over and its last document written; such a pass gives these documents and no others.
+            seed: Seed of the order of repeated passes.
+            state: What `state` gave, to go on from there.
         """
-        self.source = source
-        self._reading, self._tokenizer, self._max_passes = reading, tokenizer, max_passes
-        self._seen, self._trained_on = seen, trained_on
-        self._cleaner = reading.cleaner()
-        self._n_copies = 0
+        self._number, self._workers, self._copies, self._train = number, workers, copies, train
+        self._max_passes, self._seed = max_passes, seed
+        self.dropped: Counter[str] = Counter()
+        self.report: Report | None = None
+        self.pass_number = 0
+        self._n_first = 0  # documents in train.bin when the first pass ended
+        self._lanes: deque[tuple[int, Cursor]] = deque((lane, None) for lane in range(n_lanes))
+        self._ordered: set[int] = set()
+        self._open: tuple[int, Cursor] | None = None  # the block in hand: its lane, and the cursor before it
+        self._block: Block | None = None
+        self._kept = np.empty(0, np.int64)
+        self._at = 0
+        if state:
+            self._take_up(state)
+        else:
+            for lane in range(n_lanes):
+                workers.begin(number, lane, None)
 
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Documents of the first pass that were dropped so far, by reason."""
-        dropped = Counter(self._cleaner.dropped)
-        dropped["copy"] = self._n_copies
-        return {reason: n for reason, n in sorted(dropped.items()) if n}
+    def current(self) -> Document | None:
+        """The document whose turn it is; None when the source is dry. It stays the same until `advance`."""
+        while self._at == len(self._kept):
+            if not (self._open_block() if not self.pass_number else self._begin_pass()):
+                return None
+        place = int(self._kept[self._at])
+        if self.pass_number:
+            start, stop = self._starts[place], self._stops[place]
+            return Document(self._tokens[start:stop], int(self._hashes[place]), 0, 0, 0, self.pass_number)
+        assert self._block is not None
+        start, stop = self._offsets[place], self._offsets[place + 1]
+        n_bytes, n_characters, n_words = self._sizes[place]
+        return Document(self._block.ids[start:stop], self._block_hashes[place], n_bytes, n_characters, n_words, 0)
 
-    def __iter__(self) -> Iterator[Encoded]:
-        for pass_number in range(self._max_passes):
-            if pass_number:
-                texts = self._reading.texts(self.source, pass_number)
-                is_wanted = _once_each(self._trained_on())
-            else:
-                texts = self._reading.texts(self.source, 0, self._cleaner)
-                is_wanted = self._is_new
-            hashed = ((text, content_hash(text)) for text in texts)
-            for batch in _batches(pair for pair in hashed if is_wanted(pair[1])):
-                encoded = self._tokenizer.encode_many([text for text, _ in batch])
-                for (text, hash_), ids in zip(batch, encoded, strict=True):
-                    yield Encoded(ids, hash_, pass_number, len(text.encode(errors="replace")), len(text))
+    def advance(self) -> None:
+        """Goes to the next document: the current one has been written."""
+        self._at += 1
 
-    def _is_new(self, hash_: int) -> bool:
-        is_copy = self._seen.is_copy(hash_)
-        self._n_copies += is_copy
-        return not is_copy
+    def all_dropped(self) -> dict[str, int]:
+        """Documents dropped so far, by reason: by a step of cleaning, or as copies."""
+        found = (Counter(self.report.dropped) if self.report else Counter[str]()) + self.dropped
+        return dict(sorted(found.items()))
 
+    def state(self) -> dict[str, Any]:
+        """Plain values from which another `Supply` goes on with the current document."""
+        is_kept = np.zeros(len(self._block.hashes) if self._block else 0, bool)
+        if self._block:
+            is_kept[self._kept] = True
+        return {
+            "lanes": list(self._lanes),
+            "open": self._open,
+            "kept": base64.b64encode(np.packbits(is_kept).tobytes()).decode(),
+            "at": self._at,
+            "pass_number": self.pass_number,
+            "n_first": self._n_first,
+            "dropped": dict(self.dropped),
+            "report": self.report and self.report.to_json(),
+        }
 
-def _once_each(hashes: NDArray[np.uint64]) -> Callable[[int], bool]:
-    """True the first time that it is asked about one of `hashes`, else false; 9 bytes of memory a hash."""
-    hashes = np.unique(hashes)
-    taken = np.zeros(len(hashes), bool)
+    def _take_up(self, state: dict[str, Any]) -> None:
+        self.dropped = Counter(state["dropped"])
+        self.report = state["report"] and Report.from_json(state["report"])
+        self.pass_number, self._n_first = state["pass_number"], state["n_first"]
+        self._lanes = deque((lane, cursor) for lane, cursor in state["lanes"])
+        for lane, cursor in self._lanes:
+            self._workers.begin(self._number, lane, cursor)
+        if self.pass_number:
+            self._read_train()
+        elif state["open"]:
+            lane, cursor = self._open = state["open"]
+            self._workers.begin(self._number, lane, cursor)
+            self._workers.order(self._number, lane)
+            made = self._workers.collect(self._number, lane)
+            assert made
+            self._use(made[0])
+            packed = np.frombuffer(base64.b64decode(state["kept"]), np.uint8)
+            self._kept = np.flatnonzero(np.unpackbits(packed, count=len(made[0].hashes)))
+            self._copies.add(made[0].hashes[self._kept])
+        self._at = state["at"]
 
-    def is_wanted(hash_: int) -> bool:
-        place = int(np.searchsorted(hashes, np.uint64(hash_)))
-        if place == len(hashes) or int(hashes[place]) != hash_ or taken[place]:
+    def _open_block(self) -> bool:
+        """Takes the next block of the lane whose turn it is; whether there was one, or another pass can begin."""
+        while self._lanes:
+            for lane, _ in islice(self._lanes, self._workers.n + _AHEAD):
+                if lane not in self._ordered:
+                    self._workers.order(self._number, lane)
+                    self._ordered.add(lane)
+            lane, cursor = self._lanes.popleft()
+            self._ordered.remove(lane)
+            if made := self._workers.collect(self._number, lane):
+                block, behind = made
+                self._lanes.append((lane, behind))
+                self._open = (lane, cursor)
+                self._use(block)
+                self._kept = self._copies.new(block, self.dropped)
+                if self.report:
+                    self.report.merge(block.report)
+                else:
+                    self.report = block.report
+                return True
+        self._block = self._open = None
+        self._kept, self._at = np.empty(0, np.int64), 0
+        return self._begin_pass()
+
+    def _use(self, block: Block) -> None:
+        self._block, self._at = block, 0
+        # Plain numbers: taking one out of an array costs more than all else that is done with a document.
+        self._offsets, self._block_hashes = block.offsets.tolist(), block.hashes.tolist()
+        self._sizes = block.sizes.tolist()
+
+    def _begin_pass(self) -> bool:
+        if self.pass_number + 1 >= self._max_passes:
             return False
-        taken[place] = True
-        return True
+        if not self.pass_number:
+            self._n_first = self._train.n_documents
+        self.pass_number += 1
+        self._read_train()
+        return len(self._kept) > 0
 
-    return is_wanted
-
-
-def _batches(texts: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    batch: list[tuple[str, int]] = []
-    n_characters = 0
-    for text, hash_ in texts:
-        batch.append((text, hash_))
-        n_characters += len(text)
-        if len(batch) == _BATCH_DOCUMENTS or n_characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, n_characters = [], 0
-    if batch:
-        yield batch
+    def _read_train(self) -> None:
+        """Finds the source's documents of the first pass in train.bin, and their order in this one."""
+        documents = self._train.documents
+        mine = np.flatnonzero(documents["source"][: self._n_first] == self._number)
+        self._tokens = self._train.tokens
+        self._starts = documents["start"][mine].astype(np.int64)
+        following = np.minimum(mine + 1, len(documents) - 1)
+        self._stops = documents["start"][following].astype(np.int64) - 1
+        if len(mine) and mine[-1] + 1 == len(documents):
+            self._stops[-1] = self._train.n_tokens - 1
+        self._hashes = documents["hash"][mine]
+        self._kept = np.array(permutation(len(mine), [self._seed, self._number, _OF_PASSES + self.pass_number]))
+        self._at = 0

@@ -11,8 +11,11 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
+from scratchlm.text.parts import Chunk, Row, State
 from scratchlm.text.tales import tales
 
 LICENCES: dict[str, str] = {
@@ -20,9 +23,10 @@ LICENCES: dict[str, str] = {
     "package-readmes": "those of the installed packages",
     "tiny-tales": "Apache-2.0",
 }
+# Counted with Python 3.11 and this package's own dependencies; the first two differ between machines.
+ABOUT_BYTES: dict[str, int] = {"python-docs": 2_500_000, "package-readmes": 5_000_000, "tiny-tales": 11_300_000}
 
-_Row = tuple[str, str]  # text, id
-
+_CHUNK_DOCUMENTS = 1_000  # chosen, not tuned
 _DOCUMENT_CHARACTERS = 8_000  # a module's docstrings are cut into documents of about this size (chosen, not tuned)
 _LARGEST_FILE_BYTES = 400_000  # Python files above this are tables or generated code
 # Of a package's Python files, in the order of their names, the first so many bytes are read: 4 MB/s are parsed, and one
@@ -55,7 +59,25 @@ _NOISE_LINE = re.compile(
 )
 
 
-def documents(name: str) -> Iterator[_Row]:
+class Part(NamedTuple):
+    """All of a built-in source.
+
+    Attributes:
+        label: Its name.
+    """
+
+    label: str
+
+    def read(self, state: State | None = None) -> Iterator[Chunk]:
+        """The state is the number of documents read."""
+        n = state or 0
+        rest = islice(documents(self.label), n, None)
+        while rows := list(islice(rest, _CHUNK_DOCUMENTS)):
+            n += len(rows)
+            yield Chunk(rows, n)
+
+
+def documents(name: str) -> Iterator[Row]:
     """The documents of a built-in source, in the same order each time.
 
     Args:
@@ -72,7 +94,7 @@ def documents(name: str) -> Iterator[_Row]:
 
 
 @functools.cache
-def _python_docs() -> tuple[_Row, ...]:
+def _python_docs() -> tuple[Row, ...]:
     from pydoc_data.topics import topics  # type: ignore[import-not-found, unused-ignore]
 
     found = [(readable(topic), name) for name, topic in sorted(topics.items())]
@@ -83,7 +105,7 @@ def _python_docs() -> tuple[_Row, ...]:
 
 
 @functools.cache
-def _package_readmes() -> tuple[_Row, ...]:
+def _package_readmes() -> tuple[Row, ...]:
     found = []
     packages = {package.name.lower(): package for package in metadata.distributions() if package.name}
     for name, package in sorted(packages.items()):
@@ -101,7 +123,7 @@ def _package_readmes() -> tuple[_Row, ...]:
     return tuple(found)
 
 
-def _docstrings(root: Path, path: Path) -> Iterator[_Row]:
+def _docstrings(root: Path, path: Path) -> Iterator[Row]:
     """The docstrings of one Python file, each under its signature, in documents of a handy size."""
     parts = path.relative_to(root).with_suffix("").parts
     if _NOT_DOCUMENTATION.intersection(parts) or path.stat().st_size > _LARGEST_FILE_BYTES:

@@ -1,30 +1,19 @@
 """Documents out of hub streams, local files and the built-in sources, by one path from row to document."""
 
 import math
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import chain, count, islice
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from scratchlm.errors import BadValue, UserError
 from scratchlm.text import builtin, hub, local, wikitext
+from scratchlm.text.hub_outages import ADDRESS
+from scratchlm.text.parts import Part
 
 MAX_SOURCES = 255  # a source's number is one byte in the bins
 _MAX_WEIGHT = 1e6  # beyond it a sum of weights or a share of bytes may overflow (chosen, not tuned)
 _WAYS = ("auto", "row", "wikitext", "file", "line", "separator")
 _TEXT_FILE_WAYS = ("file", "line", "separator")
-
-Row = tuple[str, str]  # text, id
-
-
-class Document(NamedTuple):
-    """A text with the name that it has inside its source."""
-
-    text: str
-    id: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,13 @@ class Source:
     def column(self) -> str:
         """Column of the text."""
         return self.text_column or "text"
+
+    @property
+    def is_whole_files(self) -> bool:
+        """Whether each document is all of a text file."""
+        is_local = not self.uri.startswith(("builtin:", "hf://"))
+        is_text = is_local and local.kind_of(self.uri) not in (".jsonl", ".parquet")
+        return is_text and self.separator is None and self.documents in ("auto", "file")
 
     @property
     def is_wikitext(self) -> bool:
@@ -122,9 +118,9 @@ def _address_faults(uri: str) -> Iterator[str]:
             yield f"no source {uri!r}. There are: {', '.join(f'builtin:{name}' for name in builtin.LICENCES)}."
     elif uri.startswith("hf:"):
         if not hub.is_address(uri):
-            yield f"{uri!r} is no hub address. Write {hub.ADDRESS}."
+            yield f"{uri!r} is no hub address. Write {ADDRESS}."
     elif "://" in uri:
-        yield f"{uri!r} cannot be opened. Use builtin:NAME, {hub.ADDRESS}, or a local file."
+        yield f"{uri!r} cannot be opened. Use builtin:NAME, {ADDRESS}, or a local file."
     elif not local.is_pattern(uri) and local.kind_of(uri) is None and not uri.endswith("/"):
         yield f"{uri!r} cannot be read as text. Name a file that ends in {local.ALLOWED}."
 
@@ -149,77 +145,41 @@ def _way_faults(settings: dict[str, Any]) -> Iterator[str]:
         yield f"text_column={settings['text_column']!r} is for rows with columns. Leave it out."
 
 
-class Stream:
-    """One pass over the documents of one source, in an order that only its arguments decide."""
+def parts(source: Source, access: hub.Access) -> list[Part]:
+    """What the source is read in, in its own order.
 
-    def __init__(self, source: Source, seed: int, shuffle_documents: int, pass_number: int = 0) -> None:
-        """Remembers what to read; nothing is opened before iteration.
+    Args:
+        source: The source. Pin its `revision` (`describe` gives the commit) where every reading must see the same text.
+        access: How the hub may be reached.
 
-        Args:
-            source: The source. Pin its `revision` (`describe` gives the commit) where passes must see the same text.
-            seed: Seed of the order.
-            shuffle_documents: Documents permuted among themselves at a time, after the order of files is permuted; they
-                are held in memory. 0 keeps every order.
-            pass_number: Times the source was read before; each pass has its own order.
-        """
-        self.source = source
-        self.seed = seed
-        self.shuffle_documents = shuffle_documents
-        self.pass_number = pass_number
-
-    def __iter__(self) -> Iterator[Document]:
-        """Yields every document once.
-
-        Raises:
-            UserError: The source cannot be opened or read on.
-        """
-        documents = self._in_order_of_parts()
-        if not self.shuffle_documents:
-            yield from documents
-            return
-        for number in count(1):
-            block = list(islice(documents, self.shuffle_documents))
-            if not block:
-                return
-            for index in self._permutation(len(block), number):
-                yield block[index]
-
-    def _in_order_of_parts(self) -> Iterator[Document]:
-        parts = _parts(self.source)
-        if self.source.is_wikitext:
-            # An article may begin in one file and end in the next, so these files keep their order.
-            lines = (text for part in parts for text, _ in part())
-            return (Document(text, title) for title, text in wikitext.articles(lines))
-        order = self._permutation(len(parts), 0) if self.shuffle_documents else range(len(parts))
-        rows = chain.from_iterable(parts[index]() for index in order)
-        return map(Document._make, rows)
-
-    def _permutation(self, n: int, number: int) -> list[int]:
-        # The raw stream of Philox is the same in every numpy; that of Generator.permutation need not be.
-        mask = (1 << 64) - 1
-        key = [self.seed & mask, zlib.crc32(self.source.name.encode()) << 32 | self.pass_number]
-        philox = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([0, 0, 0, number], np.uint64))
-        order: list[int] = np.argsort(philox.random_raw(n), kind="stable").tolist()
-        return order
-
-
-def _parts(source: Source) -> list[Callable[[], Iterator[Row]]]:
-    """The files or shards of a source, each as a function that reads its rows."""
+    Raises:
+        UserError: The source cannot be opened.
+    """
     if source.uri.startswith("builtin:"):
-        return [lambda: builtin.documents(source.uri.removeprefix("builtin:"))]
+        return [builtin.Part(source.uri.removeprefix("builtin:"))]
+    found: list[Part]
     if source.uri.startswith("hf://"):
-        return hub.Split.at(source.key, source.uri, source.revision, source.column).shards()
-    whole = source.separator is None and source.documents in ("auto", "file")
-    by_line = source.documents in ("line", "wikitext")
-    split_at = None if by_line else source.separator
-
-    def reader(path: str, label: str) -> Callable[[], Iterator[Row]]:
-        return lambda: local.rows(source.key, path, label, source.column, split_at, whole)
-
-    return [reader(path, label) for path, label in local.find_files(source.key, source.uri)]
+        found = [*_split(source, access).parts()]
+    else:
+        by_line = source.documents in ("line", "wikitext")
+        found = local.parts(source.key, source.uri, source.column, source.separator, by_line)
+    return [wikitext.Articles(found)] if source.is_wikitext else found
 
 
-def describe(source: Source) -> dict[str, str | None]:
+def text_bytes(source: Source, access: hub.Access) -> int | None:
+    """About how many bytes of text a source holds, from a look at its files; None where that does not tell."""
+    if source.uri.startswith("builtin:"):
+        return builtin.ABOUT_BYTES[source.uri.removeprefix("builtin:")]
+    if source.uri.startswith("hf://"):
+        return _split(source, access).estimate_bytes()
+    return local.text_bytes(source.key, source.uri, source.column)
+
+
+def _split(source: Source, access: hub.Access) -> hub.Split:
+    return hub.Split.at(source.key, source.uri, source.revision, source.column, access)
+
+
+def describe(source: Source, access: hub.Access) -> dict[str, str | None]:
     """Opens a source as far as needed to know that it can be read, and says what it is.
 
     Returns:
@@ -232,14 +192,13 @@ def describe(source: Source) -> dict[str, str | None]:
         licence = builtin.LICENCES[source.uri.removeprefix("builtin:")]
         return {"uri": source.uri, "revision": None, "licence": licence}
     if source.uri.startswith("hf://"):
-        split = hub.Split.at(source.key, source.uri, source.revision, source.column)
-        return {"uri": source.uri, **split.describe()}
+        return {"uri": source.uri, **_split(source, access).describe()}
     for path, _ in local.find_files(source.key, source.uri):
         local.check_file(source.key, path, source.column)
     return {"uri": source.uri, "revision": None, "licence": None}
 
 
-def describe_all(sources: list[Source]) -> list[dict[str, str | None]]:
+def describe_all(sources: list[Source], access: hub.Access) -> list[dict[str, str | None]]:
     """`describe` for every source; all that cannot be opened are reported at once.
 
     Raises:
@@ -248,7 +207,7 @@ def describe_all(sources: list[Source]) -> list[dict[str, str | None]]:
     facts, faults = [], []
     for source in sources:
         try:
-            facts.append(describe(source))
+            facts.append(describe(source, access))
         except UserError as error:
             faults.append(error)
     if len(faults) == 1:

@@ -1,43 +1,56 @@
-"""Rows out of repositories on the Hugging Face hub, streamed by `datasets`, never downloaded whole."""
+"""Splits of repositories on the Hugging Face hub: what they are made of, streamed by `datasets`, never downloaded whole."""
 
-import atexit
+import dataclasses
 import functools
-import gc
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
+from scratchlm.errors import BadValue
+from scratchlm.text.hub_outages import ADDRESS, Interrupted, outlast, set_up_clients, told_in_one_line
+from scratchlm.text.hub_shards import Shard
 from scratchlm.text.local import check_text_type, missing_column
 
-ADDRESS = "hf://owner/name[/configuration][:split]"
-
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^/:\s]+))?(?::([\w.-]+))?")
-_ROWS = 1_000  # made Python strings at once (chosen, not tuned)
-
-
-@functools.cache
-def _settle_before_exit() -> None:
-    """Lets Arrow's threads drop the files they read, which takes Python's lock, before the interpreter goes away.
-
-    Otherwise about 1 process in 60 that ends right after reading from the hub ends with "terminate called without an
-    active exception" and status 134 (measured on 2 busy cores; https://github.com/apache/arrow/issues/45214).
-    """
-
-    def settle() -> None:
-        gc.collect()
-        time.sleep(0.2)
-
-    atexit.register(settle)
 
 
 def is_address(uri: str) -> bool:
     """Whether `uri` is written as `ADDRESS` says."""
     return _ADDRESS.fullmatch(uri) is not None
+
+
+class Access(NamedTuple):
+    """How repositories are reached.
+
+    Attributes:
+        folder: Where copies of repositories are looked for first, as `folder/owner/name`; None looks for none.
+        offline: Nothing is asked of the hub.
+        retry_seconds: How long an outage of the hub may last, in seconds waited.
+    """
+
+    folder: str | None = None
+    offline: bool = False
+    retry_seconds: float = 600.0
+
+
+class Files(NamedTuple):
+    """The data files of a split.
+
+    Attributes:
+        root: What the names are below: an hf:// address with the commit, or a folder.
+        commit: What the repository stood at; None where that is not known.
+        licence: As the repository's card states it.
+        format: Name of their loader in `datasets`.
+        options: What the repository sets for the loader.
+        names: The files, in the order of the hub.
+    """
+
+    root: str
+    commit: str | None
+    licence: str | None
+    format: str
+    options: dict[str, Any]
+    names: list[str]
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Split:
         split: One of the configuration's splits.
         revision: Branch, tag or commit; None is the main branch.
         column: The text column.
+        access: How the repository is reached.
     """
 
     key: str
@@ -59,13 +73,14 @@ class Split:
     split: str
     revision: str | None
     column: str
+    access: Access = Access()
 
     @classmethod
-    def at(cls, key: str, uri: str, revision: str | None, column: str) -> "Split":
+    def at(cls, key: str, uri: str, revision: str | None, column: str, access: Access = Access()) -> "Split":
         """The split at an address; its split is `train` where it names none."""
         found = _ADDRESS.fullmatch(uri)
         assert found, uri
-        return cls(key, found[1], found[2], found[3] or "train", revision, column)
+        return cls(key, found[1], found[2], found[3] or "train", revision, column, access)
 
     def describe(self) -> dict[str, str | None]:
         """Looks the split and its columns up, so that what is wrong is said before hours of work.
@@ -76,104 +91,93 @@ class Split:
         Raises:
             UserError: The hub cannot be reached, or has no such repository, revision, configuration, split or column.
         """
-        with self._one_line():
-            from huggingface_hub import HfApi
+        files = self.files()
+        self._columns(files)
+        return {"revision": files.commit, "licence": files.licence}
 
-            # Asked first since it answers at once: `datasets` tries for 23 seconds before it says there is no network.
-            info = HfApi().dataset_info(self.repository, revision=self.revision, timeout=30)
-            self._check_column(self._open(info.sha))
-        licence = info.card_data.get("license") if info.card_data else None
-        return {"revision": info.sha, "licence": ", ".join(licence) if isinstance(licence, list) else licence}
+    def parts(self) -> list[Shard]:
+        """The files of the split, in the order of the hub; part `N` is labelled `split-N`, counted from 0.
 
-    def shards(self) -> list[Callable[[], Iterator[tuple[str, str]]]]:
-        """The shards of the split, each as a function that streams its rows as (text, id).
-
-        The id is the row's own `id` column where there is one, else `split-shard:number`, numbers counted from 1.
+        Raises:
+            UserError: As `describe`.
         """
-        with self._one_line():
-            dataset = self._open(self.revision)
-            columns = self._check_column(dataset)
-        wanted = [self.column, "id"] if "id" in columns and self.column != "id" else [self.column]
-        stream = dataset.select_columns(wanted).with_format("arrow")
+        files = self.files()
+        columns = self._columns(files)
+        return [self._shard(files, number, columns) for number in range(len(files.names))]
 
-        def reader(index: int) -> Callable[[], Iterator[tuple[str, str]]]:
-            return lambda: self._rows(stream.shard(stream.num_shards, index), f"{self.split}-{index}")
+    def files(self) -> Files:
+        """What the split is made of.
 
-        return [reader(index) for index in range(stream.num_shards)]
+        Raises:
+            UserError: As `describe`.
+        """
+        with told_in_one_line(self.key, self.repository, self.revision):
+            return outlast(self.key, self.repository, self.access.retry_seconds, self._ask_hub)
 
-    def _open(self, revision: str | None) -> Any:
-        import datasets
+    def _ask_hub(self) -> Files:
+        set_up_clients()
+        from huggingface_hub import HfApi
 
-        if "torch" not in sys.modules:
-            # Otherwise every stream imports torch, to inherit from its datasets; preparing must not need that.
-            datasets.config.TORCH_AVAILABLE = False
-        datasets.disable_progress_bars()
-        _settle_before_exit()
-        return datasets.load_dataset(
-            self.repository, self.configuration, split=self.split, revision=revision, streaming=True
-        )
+        info = HfApi().dataset_info(self.repository, revision=self.revision, expand=["sha", "cardData"], timeout=30)
+        format, options, splits = _loader(self.repository, self.configuration, info.sha)
+        if self.split not in splits:
+            raise BadValue(
+                f"{self.key}: {self.repository} cannot be opened as asked: Bad split: {self.split}. Available splits: "
+                f"{list(splits)} Write {ADDRESS}."
+            )
+        licence = info.card_data.get("license") if info.card_data else None
+        root = _root(self.repository, info.sha)
+        licence = ", ".join(licence) if isinstance(licence, list) else licence
+        return Files(root, info.sha, licence, format, options, splits[self.split])
 
-    def _check_column(self, dataset: Any) -> list[str]:
-        if dataset.features:
-            schema = dataset.features.arrow_schema
-        else:  # JSON lines and the like do not say before they are read
-            schema = next(iter(dataset.with_format("arrow").iter(batch_size=1))).schema
+    def _columns(self, files: Files) -> tuple[str, ...]:
+        """The text column and, where there is one, that of ids; checks that the first is there and holds text."""
+        with told_in_one_line(self.key, self.repository, self.revision):
+            schema = outlast(self.key, self.repository, self.access.retry_seconds, self._shard(files, 0, None).schema)
         if self.column not in schema.names:
             raise missing_column(self.key, self.repository, self.column, schema.names)
         check_text_type(self.key, self.repository, self.column, schema.field(self.column).type)
-        return list(schema.names)
+        return (self.column, "id") if "id" in schema.names and self.column != "id" else (self.column,)
 
-    def _rows(self, shard: Any, label: str) -> Iterator[tuple[str, str]]:
-        n_before = 0
-        with self._one_line():
-            for table in shard.iter(batch_size=_ROWS):
-                numbers = range(n_before + 1, n_before + 1 + len(table))
-                try:
-                    texts = table.column(self.column).to_pylist()
-                except UnicodeDecodeError:
-                    where = f"{self.repository}, {label}, rows {numbers[0]:,} to {numbers[-1]:,}"
-                    raise BadValue(f"{self.key}: {where}: not UTF-8. Name another source.") from None
-                if table.num_columns == 2:
-                    ids = [str(id) for id in table.column("id").to_pylist()]
-                else:
-                    ids = [f"{label}:{number}" for number in numbers]
-                n_before += len(texts)
-                for text, id in zip(texts, ids, strict=True):
-                    yield text or "", id
+    def _shard(self, files: Files, number: int, columns: tuple[str, ...] | None) -> Shard:
+        return Shard(
+            self.key,
+            self.repository,
+            f"{files.root}/{files.names[number]}",
+            f"{self.split}-{number}",
+            files.format,
+            files.options,
+            columns,
+            self.access.retry_seconds,
+        )
 
-    @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """Turns what `datasets` and the hub's client raise into one line for the user."""
-        try:
-            yield
-        except (UserError, ImportError):
-            raise
-        except Exception as error:
-            raise self._explained(error) from error
 
-    def _explained(self, error: Exception) -> Exception:
-        import pyarrow
-        from datasets.exceptions import DatasetNotFoundError
-        from huggingface_hub import errors
+def _root(repository: str, commit: str) -> str:
+    return f"hf://datasets/{repository}@{commit}"
 
-        said = " ".join(str(error).split())[:300]
-        here = f"{self.key}: {self.repository}"
-        if isinstance(error, errors.GatedRepoError):
-            return MissingFile(f"{here} is gated on the hub. Ask for access on its page, then run `hf auth login`.")
-        if isinstance(error, errors.RevisionNotFoundError):
-            return BadValue(f"{here} has no revision {self.revision!r}. Name a branch, tag or commit of it, or none.")
-        if isinstance(error, DatasetNotFoundError | errors.RepositoryNotFoundError):
-            return MissingFile(
-                f"{self.key}: no dataset {self.repository} on the hub. Check owner and name; if it is private, run "
-                "`hf auth login`."
-            )
-        if isinstance(error, pyarrow.ArrowInvalid):
-            return BrokenState(f"{here} sent data that cannot be read ({said}). Run again.")
-        if isinstance(error, OSError | errors.OfflineModeIsEnabled) or type(error).__module__.startswith("http"):
-            return BrokenState(
-                f"{self.key}: cannot read {self.repository} from the hub ({said}). Check the network and run again, or "
-                "use builtin: sources or local files."
-            )
-        if isinstance(error, ValueError):  # an unknown configuration or split; the text names those there are
-            return BadValue(f"{here} cannot be opened as asked: {said} Write {ADDRESS}.")
-        return error
+
+@functools.lru_cache
+def _loader(
+    repository: str, configuration: str | None, commit: str
+) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
+    """The loader of a configuration in `datasets`, its options, and the names of the files of each split."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
+    format = type(builder).__module__.rsplit(".", 1)[-1]
+    if format == "cache":  # what was loaded once on this machine, offered where the hub does not answer
+        raise Interrupted("its files could not be listed")
+    plain = type(builder.config)()
+    options = {
+        field.name: value
+        for field in dataclasses.fields(builder.config)
+        if field.name not in ("name", "version", "data_dir", "data_files", "description")
+        and (value := getattr(builder.config, field.name)) != getattr(plain, field.name)
+        and isinstance(value, bool | int | float | str | list)
+    }
+    root = _root(repository, commit) + "/"
+    splits = {
+        str(split): [name.removeprefix(root) for name in names]
+        for split, names in (builder.config.data_files or {}).items()
+    }
+    return format, options, splits

@@ -157,9 +157,8 @@ class Tokenizer:
         return self._inner.to_str()
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json`, and for a BPE the older form beside it: `vocab.json` and `merges.txt`."""
+        """Writes `tokenizer.json`, and for a BPE, before it, the older form: `vocab.json` and `merges.txt`."""
         folder = Path(folder)
-        write_text(folder / "tokenizer.json", self.to_json())
         if self.kind == "bpe":
             vocabulary = sorted(self._inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
             merges = json.loads(self.to_json())["model"]["merges"]
@@ -167,6 +166,7 @@ class Tokenizer:
             write_text(
                 folder / "merges.txt", "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
             )
+        write_text(folder / "tokenizer.json", self.to_json())
 
     def _check_spelling(self, texts: Sequence[str]) -> None:
         if self.kind != "char" and not self._byte_gaps:

@@ -5,7 +5,11 @@ headings between equals signs. A row taken for a document would make a document 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from scratchlm.text.parts import Chunk, Part, State
 
 _TITLE = re.compile(r"= (?!= )(.+)(?<! =) =")
 _HEADING = re.compile(r"(?:= )+(.+?)(?: =)+")
@@ -43,7 +47,45 @@ _BLANK_AFTER = re.compile(r" (?<=[(\[$£€“‘] )")
 _DECADE = re.compile(r" ' (?=\d0s\b)")
 
 
-def articles(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+class Articles:
+    """The articles in the lines of WikiText that some parts hold, which keep their order: an article may begin in one
+    file and end in the next. The id of an article is its title.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """Opens nothing before it is read.
+
+        Args:
+            parts: Their rows are lines, blank ones included.
+        """
+        self.parts = list(parts)
+        self.label = "articles"
+
+    def read(self, state: State | None = None) -> Iterator[Chunk]:
+        """An article at a time; the state is [number of the part, its own state, lines to skip behind that]."""
+        # Where each chunk of lines began that the article in hand may begin in: (number of its first line, state).
+        chunks: deque[tuple[int, list[Any]]] = deque()
+        for title, text, n_lines in articles(self._lines(state or [0, None, 0], chunks)):
+            while len(chunks) > 1 and chunks[1][0] <= n_lines:
+                chunks.popleft()
+            first, (part, inner, skip) = chunks[0]
+            yield Chunk([(text, title)], [part, inner, skip + n_lines - first])
+
+    def _lines(self, state: list[Any], chunks: deque[tuple[int, list[Any]]]) -> Iterator[str]:
+        first, inner, skip = state
+        n_lines = 0
+        for number in range(first, len(self.parts)):
+            for chunk in self.parts[number].read(inner):
+                chunks.append((n_lines, [number, inner, skip]))
+                for line, _ in chunk.rows[skip:]:
+                    n_lines += 1
+                    yield line
+                inner, skip = chunk.state, max(0, skip - len(chunk.rows))
+            inner = None
+        chunks.append((n_lines, [len(self.parts), None, 0]))
+
+
+def articles(lines: Iterable[str]) -> Iterator[tuple[str, str, int]]:
     """Joins lines of WikiText to articles and undoes the tokenisation.
 
     A title is a line ` = Title = ` with blank lines around it; ` = = Section = = ` is a heading inside the article.
@@ -52,19 +94,20 @@ def articles(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         lines: The lines in their order, blank ones included.
 
     Yields:
-        (title, text). The text begins with the title; headings and paragraphs are set apart by blank lines. Lines
-        before the first title are an article without one.
+        (title, text, lines before the next article). The text begins with the title; headings and paragraphs are set
+        apart by blank lines. Lines before the first title are an article without one.
     """
     title: str = ""
     body: list[str] = []
     held: str | None = None  # a line that is a title if a blank line follows
     before = ""
-    for line in lines:
+    number = -1
+    for number, line in enumerate(lines):
         line = line.strip()
         if held is not None:
             if not line:
                 if body:
-                    yield title, _article(body)
+                    yield title, _article(body), number - 1
                 title, body = _plain(f" {held[2:-2]} ").strip(), []
             body.append(held)
             held = None
@@ -76,7 +119,7 @@ def articles(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     if held is not None:
         body.append(held)
     if body:
-        yield title, _article(body)
+        yield title, _article(body), number + 1
 
 
 def _article(lines: list[str]) -> str:

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Measures scratchlm against what people use instead, in one run on the same text and cores; see docs/benchmarks.md."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.batches import windows
+from benchmarks.outputs import OURS, Wrong
+from benchmarks.peers import NEEDS
+from benchmarks.preparation import memory, prepare
+from benchmarks.process_tree import Failed
+from benchmarks.report import machine
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(description=__doc__)
+    verbs = whole.add_subparsers(required=True, metavar="BENCHMARK")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--text", type=Path, help="JSONL to take text from (default: scratchlm's built-in sources)")
+    shared.add_argument("--column", default="text", help="its field that holds the text (default: text)")
+    shared.add_argument("--work", type=Path, help="folder for temporary files (default: the system's)")
+    shared.add_argument("--json", type=Path, help="file to write every measurement to")
+    prepared = argparse.ArgumentParser(add_help=False)
+    prepared.add_argument("--tokenizer", help="tokenizer.json for all (default: a BPE trained on the text beforehand)")
+    prepared.add_argument("--vocab-size", type=int, default=16_000, help="of that BPE (default: 16,000)")
+    prepared.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        metavar=("KEY", "VALUE"),
+        help="give scratchlm --data.KEY VALUE; may be repeated",
+    )
+
+    def add(name: str, function: Callable[..., Any], *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        meaning = str(function.__doc__)
+        verb = verbs.add_parser(name, parents=[*parents, shared], help=meaning, description=meaning)
+        verb.set_defaults(function=function)
+        return verb
+
+    verb = add("prepare", prepare, prepared)
+    verb.add_argument("--megabytes", type=float, help="text to use (default: all of --text, else 50)")
+    verb.add_argument("--rounds", type=int, default=3, help="runs of each contestant (default: 3)")
+    verb.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=[OURS, *NEEDS],
+        default=[OURS, "nanogpt", "plain"],
+        help="in this order (default: scratchlm nanogpt plain)",
+    )
+    verb.add_argument("--against", help="another checkout of scratchlm, to run beside this one")
+    verb = add("memory", memory, prepared)
+    verb.add_argument(
+        "--megabytes", type=float, nargs="+", default=[50, 200, 500, 2000], help="default: 50 200 500 2000"
+    )
+    verb = add("windows", windows)
+    verb.add_argument("--megabytes", type=float, default=1000, help="size of the bin (default: 1000)")
+    verb.add_argument("--context-length", type=int, default=1024, help="inputs of a window (default: 1024)")
+    verb.add_argument(
+        "--micro-batch-sizes",
+        type=int,
+        nargs="+",
+        default=[12, 64],
+        help="in sequences (default: 12 64, nanoGPT's own)",
+    )
+    verb.add_argument("--megatokens", type=float, default=32, help="of each contestant in a round (default: 32)")
+    verb.add_argument("--rounds", type=int, default=5, help="after one to warm up (default: 5)")
+    return whole
+
+
+def main() -> None:
+    """Runs a benchmark; exits with 1 where an output was wrong or a contestant failed."""
+    given = parser().parse_args()
+    facts = machine()
+    print("\n".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
+    with tempfile.TemporaryDirectory(prefix="scratchlm-bench-", dir=given.work) as work:
+        try:
+            results = given.function(given, Path(work))
+        except (Wrong, Failed) as error:
+            sys.exit(f"bench.py: {error}")
+    if given.json:
+        given.json.write_text(json.dumps({"machine": facts, **results}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The batches of each verb, as datasets that a worker process can be given: they hold no tokens."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from scratchlm.data.bins import Bin
+from scratchlm.data.windows import window_starts
+
+NOT_SCORED = -100  # target that no loss counts, as in torch's cross-entropy
+
+Batch = dict[str, Any]
+
+
+class TrainBatches(IterableDataset[Batch]):
+    """Endless micro-batches of one process, each gathered by one strided copy out of the memory map."""
+
+    def __init__(
+        self,
+        split: Bin,
+        context_length: int,
+        seed: int,
+        windows: Literal["shuffled", "random"],
+        stride_tokens: int | None,
+        first_sequence: int,
+        sequences_apart: int,
+        micro_batch_size: int,
+    ) -> None:
+        self.split, self.context_length = split, context_length
+        self.seed, self.windows, self.stride_tokens = seed, windows, stride_tokens
+        self.first_sequence, self.sequences_apart = first_sequence, sequences_apart
+        self.micro_batch_size = micro_batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, apart = (worker.id, worker.num_workers) if worker else (0, 1)
+        cut = sliding_window_view(self.split.tokens, self.context_length + 1)
+        rows = np.arange(self.micro_batch_size)
+        for number in itertools.count(first, apart):
+            starts = window_starts(
+                self.first_sequence + number * self.sequences_apart + rows,
+                self.split.n_tokens,
+                self.context_length,
+                self.seed,
+                self.windows,
+                self.stride_tokens,
+            )
+            yield {"ids_BT": torch.from_numpy(cut[starts].view(np.int16))}
+
+
+class ScoredBatches(Dataset[Batch]):
+    """A split from first target to last, each scored once; windows go round the processes, all with as many batches."""
+
+    def __init__(self, split: Bin, context_length: int, micro_batch_size: int, world: int, rank: int) -> None:
+        self.split, self.context_length, self.micro_batch_size = split, context_length, micro_batch_size
+        self.world, self.rank = world, rank
+
+    @property
+    def _n_rows(self) -> int:
+        windows = -(-(self.split.n_tokens - 1) // self.context_length)
+        return -(-windows // self.world)
+
+    def __len__(self) -> int:
+        return -(-self._n_rows // self.micro_batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        rows = np.arange(number * self.micro_batch_size, min((number + 1) * self.micro_batch_size, self._n_rows))
+        starts = (rows * self.world + self.rank) * self.context_length
+        positions_BT = starts[:, None] + np.arange(self.context_length)
+        last = self.split.n_tokens - 1
+        there_BT = positions_BT < last
+        targets_at_BT = np.minimum(positions_BT + 1, last)
+        ids_BT = self.split.tokens[np.minimum(positions_BT, last)]
+        targets_BT = np.where(there_BT, self.split.tokens[targets_at_BT].astype(np.int64), NOT_SCORED)
+        return {
+            "inputs_BT": torch.from_numpy(ids_BT.astype(np.int64)),
+            "targets_BT": torch.from_numpy(targets_BT),
+            "source_BT": torch.from_numpy(self.split.source_of(targets_at_BT)),
+        }
+
+
+class ListedBatches(Dataset[Batch]):
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.batches[number]

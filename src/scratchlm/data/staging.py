@@ -1,0 +1,151 @@
+"""Where bins are made before they take their place: a folder inside the bins folder that survives a kill.
+
+It holds `plan.json` (what is being made, out of what), then the tokenizer, then growing bins with `commit.json` (how
+much of them is whole), and at last a manifest. Each is written whole, so that whoever comes next knows where to go on.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from scratchlm.data.bins import MANIFEST, SPLIT_FILES, TOKENIZER_FILES, is_prepared, read_manifest
+from scratchlm.errors import BadValue, UserError
+from scratchlm.files.lock import folder_lock
+from scratchlm.files.whole import remove_leftovers, sync_folder, told_if_unwritable, write_json
+
+STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
+LOCK = "prepare.lock"
+_PLAN, _COMMIT = "plan.json", "commit.json"
+
+
+class Staging:
+    """The unfinished bins of a folder. Everything but `waits_to_be_published` is for the folder's owner."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Opens nothing.
+
+        Args:
+            folder: The bins folder.
+        """
+        self.folder = Path(folder)
+        self.path = self.folder / STAGING
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Holds the folder. After an error, work that another try can go on from stays; else all is as it was before.
+
+        Raises:
+            BrokenState: Another process holds it (the line names it), or it cannot be written.
+        """
+        was_there, was_locked_before = self.folder.exists(), (self.folder / LOCK).exists()
+        with folder_lock(self.folder, LOCK):
+            try:
+                yield
+            except BaseException as error:
+                is_worth_keeping = (self.path / "tokenizer.json").exists() and self.plan()
+                if isinstance(error, BadValue) or not is_worth_keeping:
+                    self.clear()
+                    if not was_locked_before:
+                        (self.folder / LOCK).unlink()
+                    if not was_there:
+                        with suppress(OSError):  # someone has put a file there meanwhile
+                            self.folder.rmdir()
+                raise
+
+    def clear(self) -> None:
+        """Removes everything that is unfinished."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def plan(self) -> dict[str, Any]:
+        """What is being made here; empty where nothing is."""
+        return _read(self.path / _PLAN)
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Starts anew with a plan."""
+        self.clear()
+        with told_if_unwritable(self.path):
+            self.path.mkdir()
+        write_json(self.path / _PLAN, plan)
+
+    def commit(self, state: dict[str, Any]) -> None:
+        """Notes how far the bins are whole.
+
+        It is not synced to the disk, for that would wait for all that the bins have written: after a power cut the
+        hashes in it tell whether the bins are what it says.
+        """
+        new = self.path / f"{_COMMIT}.new"
+        with told_if_unwritable(new):
+            new.write_text(json.dumps(state), encoding="utf-8")
+            os.replace(new, self.path / _COMMIT)
+
+    def committed(self) -> dict[str, Any]:
+        """The last state that was noted; empty where there is none."""
+        remove_leftovers(self.path)
+        return _read(self.path / _COMMIT)
+
+    def forget_commits(self) -> None:
+        """Makes the bins begin anew, under the same plan."""
+        (self.path / _COMMIT).unlink(missing_ok=True)
+
+    @property
+    def waits_to_be_published(self) -> bool:
+        """Whether the bins here are finished: their maker was killed while it moved them into place."""
+        return is_prepared(self.path)
+
+    def publish(self) -> None:
+        """Moves finished bins into place; until the manifest has followed the rest, the folder counts as not prepared.
+
+        What the folder's old manifest names is replaced, other files stay. After a kill it can be called again.
+
+        Raises:
+            BrokenState: The folder cannot be written.
+        """
+        for name in (_PLAN, _COMMIT, f"{_COMMIT}.new"):
+            (self.path / name).unlink(missing_ok=True)
+        remove_leftovers(self.path)
+        new = [path.name for path in self.path.iterdir()]
+        with told_if_unwritable(self.folder):
+            for name in _replaced_by_new_bins(self.folder):
+                (self.folder / name).unlink(missing_ok=True)
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+            sync_folder(self.folder)
+            for name in sorted(new, key=lambda name: name == MANIFEST):
+                os.replace(self.path / name, self.folder / name)
+            self.path.rmdir()
+            sync_folder(self.folder)
+
+    def check_free(self) -> None:
+        """Makes sure that publishing takes no file away that something else has put there.
+
+        Raises:
+            BadValue: The folder holds a file under a name of ours and no manifest, or a folder under such a name.
+        """
+        is_ours = is_prepared(self.folder) or self.waits_to_be_published
+        for name in (*SPLIT_FILES, *TOKENIZER_FILES):
+            path = self.folder / name
+            if path.is_dir() or (path.exists() and not is_ours):
+                raise BadValue(
+                    f"data.folder={self.folder}: holds {name}, which is not of scratchlm's making. Name another folder."
+                )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # never written, or damaged: there is nothing to go on from
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _replaced_by_new_bins(folder: Path) -> list[str]:
+    if not is_prepared(folder):
+        return []
+    try:
+        named = read_manifest(folder)["files"]
+    except UserError:  # damaged: what the new bins do not overwrite stays
+        named = {}
+    return [*(name for name in SPLIT_FILES if name in named), *TOKENIZER_FILES]

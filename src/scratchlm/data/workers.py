@@ -1,0 +1,177 @@
+"""Who makes the blocks: this process, or others beside it. What they make does not depend on who they are."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections import defaultdict
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from scratchlm.data.blocks import Block, BlockMaker, Recipe
+from scratchlm.errors import UserError
+from scratchlm.text.lanes import Cursor, Lane
+
+Made = tuple[Block, Cursor] | None  # a block and the cursor behind it; None where the lane has ended
+_Order = tuple[int, int, bool, Cursor]  # source, lane, whether to begin at the cursor or go on
+
+
+class Workers(Protocol):
+    """Makes blocks to order: a lane's come back in the order in which they were ordered."""
+
+    n: int  # orders that are worked on at the same time
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def begin(self, source: int, lane: int, cursor: Cursor) -> None:
+        """Sets a lane to a cursor; before its first order."""
+
+    def order(self, source: int, lane: int) -> None:
+        """Asks for the next block of a lane."""
+
+    def collect(self, source: int, lane: int) -> Made:
+        """The block of the lane's oldest order.
+
+        Raises:
+            UserError: As `BlockMaker.next`, or a process was killed.
+        """
+
+
+class Here:
+    """Makes blocks in this process, when they are collected."""
+
+    n = 1
+
+    def __init__(self, lanes: Sequence[Sequence[Lane]], recipe: Recipe) -> None:
+        """Opens nothing; arguments as those of `BlockMaker`."""
+        self._maker = BlockMaker(lanes, recipe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self, source: int, lane: int, cursor: Cursor) -> None:
+        """As `Workers.begin`."""
+        self._maker.begin(source, lane, cursor)
+
+    def order(self, source: int, lane: int) -> None:
+        """As `Workers.order`."""
+
+    def collect(self, source: int, lane: int) -> Made:
+        """As `Workers.collect`."""
+        return self._maker.next(source, lane)
+
+
+class Processes:
+    """Makes blocks in processes of their own, each with some of the lanes."""
+
+    def __init__(self, lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> None:
+        """Starts nothing before the block is entered; arguments as those of `BlockMaker`, and the number."""
+        self.n = n_processes
+        self._begun = (list(map(list, lanes)), recipe)
+        self._made: dict[tuple[int, int], queue.SimpleQueue[Any]] = defaultdict(queue.SimpleQueue)
+        self._cursors: dict[tuple[int, int], Cursor] = {}
+        self._processes: list[Any] = []
+        self._connections: list[Connection] = []
+
+    def __enter__(self) -> Self:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        for number in range(self.n):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, *self._begun), name=f"prepare-{number}", daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+            # Without someone who takes blocks off the pipe at once, a process would wait there instead of working.
+            threading.Thread(target=self._receive, args=(ours,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()  # it holds nothing that could be left half-written
+        for process in self._processes:
+            process.join()
+
+    def begin(self, source: int, lane: int, cursor: Cursor) -> None:
+        """As `Workers.begin`."""
+        self._cursors[source, lane] = cursor
+
+    def order(self, source: int, lane: int) -> None:
+        """As `Workers.order`."""
+        begins = (source, lane) in self._cursors
+        order: _Order = (source, lane, begins, self._cursors.pop((source, lane), None))
+        try:
+            self._connections[(source + lane) % self.n].send(order)
+        except OSError:
+            self._made[source, lane].put(_killed())
+
+    def collect(self, source: int, lane: int) -> Made:
+        """As `Workers.collect`."""
+        made = self._made[source, lane].get()
+        if isinstance(made, BaseException):
+            raise made
+        return made  # type: ignore[no-any-return]
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            while True:
+                key, made = connection.recv()
+                self._made[key].put(made)
+        except (EOFError, OSError):
+            number = self._connections.index(connection)
+            for source, lanes in enumerate(self._begun[0]):
+                for lane in range(len(lanes)):
+                    if (source + lane) % self.n == number:
+                        self._made[source, lane].put(_killed())
+
+
+def _killed() -> UserError:
+    return UserError(
+        "data.n_processes: a process that was preparing text has been killed, most likely for want of memory. "
+        "Lower data.n_processes and run again: it goes on from where it stopped."
+    )
+
+
+def _work(connection: Connection, lanes: list[list[Lane]], recipe: Recipe) -> None:
+    """The life of a process: one order after the other, until the process that gives them is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that gives the orders ends the others
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # the other cores have processes
+    maker = BlockMaker(lanes, recipe)
+    while True:
+        try:
+            source, lane, begins, cursor = connection.recv()
+        except EOFError:
+            return
+        try:
+            if begins:
+                maker.begin(source, lane, cursor)
+            made: Any = maker.next(source, lane)
+        except Exception as error:
+            if not isinstance(error, UserError):  # a bug of ours: its traceback would be lost on the way
+                error.add_note(traceback.format_exc())
+            made = error
+        connection.send(((source, lane), made))
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def workers(lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> Workers:
+    """The right ones for a number of processes: 1 is this one alone."""
+    return Here(lanes, recipe) if n_processes == 1 else Processes(lanes, recipe, n_processes)
