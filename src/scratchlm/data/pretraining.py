@@ -218,7 +218,7 @@ class PretrainingData(LightningDataModule):
         """Widens ids on the device: they travel in 16 bits."""
         if "ids_BT" not in batch:
             return batch
-        ids_BT = batch["ids_BT"].long() & 0xFFFF  # int16 in memory, for some devices hold no uint16
+        ids_BT = batch["ids_BT"].long().bitwise_and_(0xFFFF)  # int16 in memory, for some devices hold no uint16
         return {"inputs_BT": ids_BT[:, :-1], "targets_BT": ids_BT[:, 1:]}
 
     @cached_property
