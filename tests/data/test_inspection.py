@@ -161,9 +161,7 @@ def test_a_manifest_of_another_tokenizer_is_found(folder, prepared, tmp_path, br
     (line,) = [line for line in lines if "tokenizer.json: " in line]
     assert f"{folder / 'tokenizer.json'}: not the tokenizer of these bins" in line
     signed(folder)
-    lines = broken()
-    assert len(lines) == len(TOKENIZER_FILES)
-    (line,) = [line for line in lines if "tokenizer.json: " in line]
+    (line,) = broken()
     assert f"{folder / 'tokenizer.json'}: reads document 0 of train.bin otherwise than it was written" in line
 
 

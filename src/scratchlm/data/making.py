@@ -25,6 +25,7 @@ from scratchlm.text import near
 from scratchlm.text.cleaning import Cleaner
 from scratchlm.text.documents import Source, parts, text_bytes
 from scratchlm.text.lanes import Lane, lanes
+from scratchlm.text.merges import trainer
 from scratchlm.text.tokenizer import KINDS, Tokenizer, load, train
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ class Making:
         if faults:
             raise BadValue("\n".join(faults))
         n_megabytes = progress.n / 1e6
-        print(f"scratchlm: training a {corpus.tokenizer} tokenizer on {n_megabytes:,.1f} MB of text", file=sys.stderr)
+        by = f" with {trainer()}" if corpus.tokenizer == "bpe" else ""
+        said = f"training a {corpus.tokenizer} tokenizer on {n_megabytes:,.1f} MB of text{by}"
+        print(f"scratchlm: {said}", file=sys.stderr)
 
     def _checked_texts(self, dealt: Sequence[Sequence[Lane]]) -> list[str]:
         """Some text of each source, as it will be encoded."""
