@@ -9,7 +9,6 @@ import io
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from jsonargparse import ArgumentParser, auto_cli, get_loader
 
 from scratchlm import __version__
 from scratchlm.errors import BadValue, MissingFile, UserError
+from scratchlm.files.whole import temporary_folder
 
 VERBS = {
     "prepare": "text -> tokenizer -> bins, as the data: part of a YAML says",
@@ -211,9 +211,9 @@ def rewritten_configs(argv: list[str], rewrite: Callable[[str], dict[str, Any]])
         rewrite: Path of a YAML file -> the mapping to parse in its place.
     """
     rewritten = list(argv)
-    with tempfile.TemporaryDirectory(prefix="scratchlm-") as folder:
+    with temporary_folder() as folder:
         for number, (i, flag) in enumerate(_config_positions(argv)):
-            path = Path(folder) / f"{number}.yaml"
+            path = folder / f"{number}.yaml"
             write_yaml(path, rewrite(argv[i].removeprefix(flag)))
             rewritten[i] = f"{flag}{path}"
         yield rewritten

@@ -95,8 +95,8 @@ def _die_at(number: int, folder: str, torn: bool, noted: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(call: str, arguments: tuple[Any, ...]) -> None:
-        if left <= 0 or call not in CALLS:
-            return
+        if left <= 0 or call not in CALLS or (call == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            return  # a kill before a call that changes nothing is a kill before the next one
         path = str(arguments[0])
         if torn:
             if call == "os.rename" and (".partial-" in path or path.endswith(".new")):

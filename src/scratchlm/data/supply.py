@@ -64,7 +64,7 @@ class Copies:
         if self._width == 1:
             return places
         # A near copy's own keys count too: what is near to it goes with it.
-        is_far = self._near.add(block.near_keys[places].ravel()).reshape(len(places), -1).all(axis=1)
+        is_far = self._near.add(block.near_keys[places].ravel()).reshape(-1, self._width - 1).all(axis=1)
         dropped["near copy"] += len(places) - int(is_far.sum())
         rows = np.column_stack([block.hashes[places], block.near_keys[places]])
         self._log.append(rows.tobytes())
