@@ -114,6 +114,7 @@ class Making:
                         "assembly": assembly.state(),
                     }
                 )
+                made_by.committed()
 
             assembly.run(corpus.total_tokens, commit)
             commit()
