@@ -81,6 +81,9 @@ def large_bin(given: argparse.Namespace, work: Path) -> Path:
     file, manifest = folder / "train.bin", json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     once, left = file.read_bytes(), int(given.megabytes * 1e6) // 2 * 2
     manifest["files"]["train.bin"] |= {"bytes": left, "tokens": left // 2}  # its hash is read by nothing here
+    documents = np.load(folder / "train.docs.npy")
+    np.save(folder / "train.docs.npy", documents[documents["start"] < left // 2])
+    manifest["files"]["train.docs.npy"]["bytes"] = (folder / "train.docs.npy").stat().st_size
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with bar("writing the bin", left / 1e6) as progress, file.open("wb") as out:
         while left:

@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from scratchlm.data.bins import Bin, check_files, read_manifest, write_manifest
+from scratchlm.data.bins import FORMAT_VERSION, Bin, check_files, read_manifest, write_manifest
 from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.files.whole import write_text
@@ -121,7 +121,7 @@ def test_a_folder_without_a_manifest_names_the_verb_that_makes_it(tmp_path):
 def test_a_manifest_of_another_version_is_refused(folder):
     manifest = read_manifest(folder) | {"format_version": 99}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BrokenState, match=r"version 99.*reads version 1.*--fresh true"):
+    with pytest.raises(BrokenState, match=rf"version 99.*reads version {FORMAT_VERSION}.*--fresh true"):
         read_manifest(folder)
 
 

@@ -192,7 +192,7 @@ def test_a_card_that_counts_otherwise_than_the_index_is_found(folder, broken):
     assert "source 'two'" in line
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"format_version": 2}'])
 def test_a_damaged_manifest_is_a_broken_file(folder, broken, text):
     (folder / "manifest.json").write_text(text)
     (line,) = broken()

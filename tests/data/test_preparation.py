@@ -73,6 +73,27 @@ def test_at_every_document_boundary_the_shares_hold(folder, three):
     assert 30_000 <= tokens.sum() < 30_000 + longest
 
 
+def test_the_whole_corpus_has_the_shares_asked_for_within_a_hundredth(folder, write_jsonl, story):
+    asked = {"one": 4, "two": 4, "three": 2}
+    sources = {
+        name: {"uri": write_jsonl(name, [story(i, 20 * seed, seed) for i in range(400)]), "weight": weight}
+        for seed, (name, weight) in enumerate(asked.items(), 1)
+    }
+    manifest = Corpus(str(folder), sources, total_tokens=50_000, **SMALL).prepare()
+    longest = max(len(ids) for _, _, ids in documents_of(folder, "train"))
+    assert longest < 0.005 * 50_000
+    for entry in manifest["card"]["sources"]:
+        assert entry["achieved_share"] == pytest.approx(asked[entry["name"]] / 10, abs=0.01)
+
+
+def test_a_source_too_small_for_its_share_is_told_before_anything_is_read(folder, three, capsys):
+    Corpus(str(folder), three, total_tokens=200_000, **SMALL).prepare()
+    told = capsys.readouterr().err
+    (line,) = [line for line in told.splitlines() if "data.sources.short: holds about" in line]
+    assert re.search(r"holds about [\d.]+k tokens, which 4 passes make [\d.]+k of the 80k of its share", line)
+    assert told.index(line) < told.index("tokenizer sample")
+
+
 def test_a_dry_source_is_repeated_in_another_order_without_its_validation(folder, three):
     manifest = Corpus(str(folder), three, total_tokens=40_000, **SMALL).prepare()
     train = [hash_ for source, hash_, _ in documents_of(folder, "train") if source == 0]
@@ -130,6 +151,26 @@ def test_copies_are_dropped_across_sources_and_splits_and_in_every_pass(folder, 
     repeated = [hash_ for source, hash_, _ in train if source == 0]
     n = len(set(repeated))
     assert len(set(repeated[n : 2 * n])) == n
+
+
+def test_near_copies_stand_on_one_side_only(folder, write_jsonl, story):
+    pytest.importorskip("rensa", reason="near copies need scratchlm[near]")
+    texts = [story(i, 200) for i in range(120)]
+    near = [text.replace(text.split()[60], "island", 1) for text in texts]  # another document by its hash
+    assert len({content_hash(text) for text in texts + near}) == 240
+    one = write_jsonl("one", texts + near[:60] + texts[:10])
+    two = write_jsonl("two", near[60:] + [story(i, 200, 9) for i in range(40)])
+    manifest = Corpus(
+        str(folder), {"one": one, "two": two}, **SMALL | {"val_fraction": 0.3, "near_duplicates": 0.7}
+    ).prepare()
+    tokenizer = load(folder)
+    numbers = {}
+    for split in ("train", "val"):
+        numbers[split] = [tokenizer.decode(ids).split(":")[0] for _, _, ids in documents_of(folder, split)]
+    assert not set(numbers["train"]) & set(numbers["val"])
+    assert sum(map(len, numbers.values())) == len(set(numbers["train"] + numbers["val"])) == 160
+    dropped = [entry["dropped"] for entry in manifest["card"]["sources"]]
+    assert sum(entry.get("copy", 0) + entry.get("near copy", 0) for entry in dropped) == 130
 
 
 def test_validation_holds_every_source_and_of_each_about_its_fraction(folder, three):
@@ -447,7 +488,7 @@ def mishaps(write_jsonl, tmp_path, story):
         "one": (
             {"a": str(tmp_path / "one.txt")},
             BadValue,
-            r"1 documents with [\d,]+ tokens.*window takes 17.*data.split=tail",
+            r"1 document with [\d,]+ tokens.*window takes 17.*data.split=tail",
         ),
         "all bad": (
             {"a": write_jsonl("fewer", ["x"]), "b": str(tmp_path / "empty.txt")},

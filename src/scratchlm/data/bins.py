@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scratchlm.errors import BrokenState, MissingFile
 from scratchlm.files.whole import sha256, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SPLIT_FILES = tuple(f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("bin", "docs.npy"))
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")

@@ -81,6 +81,8 @@ class BlockMaker:
 
     def _block(self, rows: Sequence[Row], whole_files: bool) -> Block:
         cleaner = Cleaner(self._recipe.cleaning, whole_files)
+        if rows and not isinstance(rows[0][0], str):
+            return self._block_of_ids([ids for ids, _ in rows], cleaner.report)
         kept = cleaner.clean_many([row[0] for row in rows], [row[1] for row in rows])
         ids, offsets = self._tokenizer.encode_flat(kept.texts)
         return Block(
@@ -92,6 +94,19 @@ class BlockMaker:
             cleaner.report,
         )
 
+    def _block_of_ids(self, rows: Sequence[Any], report: Report) -> Block:
+        """Ids stay as they are; their text is what tells copies."""
+        texts = [self._tokenizer.decode(ids.tolist()) for ids in rows]
+        utf8 = [text.encode() for text in texts]
+        return Block(
+            np.concatenate(rows),
+            np.cumsum([0, *map(len, rows)]),
+            np.array([content_hash(data) for data in utf8], np.uint64),
+            np.array(list(map(_sizes, texts, utf8)), np.int64).reshape(-1, 3),
+            self._near_keys(texts),
+            report,
+        )
+
     def _near_keys(self, texts: Sequence[str]) -> NDArray[np.uint64]:
         if self._recipe.near_duplicates is None:
             return np.empty((len(texts), 0), np.uint64)
@@ -101,5 +116,5 @@ class BlockMaker:
 def _sizes(text: str, data: bytes) -> tuple[int, int, int]:
     """Bytes, characters, and words: what stands between blanks of ASCII."""
     is_blank = np.frombuffer(data, np.uint8) <= ord(" ")
-    n_words = np.count_nonzero(is_blank[:-1] > is_blank[1:]) + (not is_blank[0])
+    n_words = np.count_nonzero(is_blank[:-1] > is_blank[1:]) + (not is_blank[:1].all())
     return len(data), len(text), int(n_words)

@@ -295,7 +295,7 @@ class _Reading:
             return ids_hash(parts[0]) == hash_
         text = tokenizer.decode(np.concatenate([part[:-1] for part in parts]).tolist())
         # What no UTF-8 can hold was replaced on its way to ids, after it was hashed.
-        return content_hash(text) == hash_ or "\ufffd" in text
+        return content_hash(text) == hash_
 
 
 def _find(bin_: Bin, hash_: int) -> NDArray[np.uint16]:

@@ -15,7 +15,7 @@ from scratchlm.data.blocks import Recipe
 from scratchlm.data.card import card_of, warnings_for
 from scratchlm.data.inputs import inputs_of
 from scratchlm.data.ray_workers import RayWorkers
-from scratchlm.data.staging import Staging
+from scratchlm.data.staging import NEAR_LOG, Staging
 from scratchlm.data.supply import Copies, Supply
 from scratchlm.data.workers import Workers, n_cores, workers
 from scratchlm.data.writer import BinWriter
@@ -58,8 +58,9 @@ class Making:
         """
         corpus = self.corpus
         inputs = inputs_of(self.sources, corpus.tokenizer)
+        adopted = load(corpus.tokenizer) if corpus.tokenizer not in KINDS else None
         dealt = [
-            lanes(source.name, parts(source, corpus.access), corpus.seed, corpus.shuffle_documents)
+            lanes(source.name, parts(source, corpus.access, adopted), corpus.seed, corpus.shuffle_documents)
             for source in self.sources
         ]
         sizes = [text_bytes(source, corpus.access) for source in self.sources]
@@ -67,7 +68,7 @@ class Making:
         self._say_what_will_run_dry(sizes)
         needed = self._bytes_needed(total_bytes)
         require_space(self.staging.folder, needed - _bytes_in(self.staging))
-        tokenizer = self._tokenizer(dealt)
+        tokenizer = self._tokenizer(dealt, adopted)
         print(f"scratchlm: {tokenizer.choose_encoder(self._checked_texts(dealt))}", file=sys.stderr)
         whole_files = [source.is_whole_files for source in self.sources]
         recipe = Recipe(corpus.cleaning, whole_files, tokenizer.to_json(), tokenizer.encoder, corpus.near_duplicates)
@@ -88,12 +89,7 @@ class Making:
         splits = Splits(corpus.split, corpus.val_fraction, corpus.test_fraction, corpus.context_length)
         max_passes = corpus.max_repetitions if corpus.total_tokens else 1
         with ExitStack() as stack:
-            state, writers = self._opened(stack, splits, tokenizer.end_of_text_id)
-            n_keys = near.n_keys(corpus.near_duplicates) if corpus.near_duplicates else 0
-            copies = Copies(staging.path / "near.log", n_keys)
-            stack.callback(copies.close)
-            if state:
-                copies.take_up(writers.values(), state["near"])
+            state, writers, copies = self._opened(stack, splits, tokenizer.end_of_text_id)
             made_by = stack.enter_context(self._workers(dealt, recipe, total_bytes))
             supplies = [
                 Supply(number, len(own), made_by, copies, writers["train"], max_passes, corpus.seed, taken_up)
@@ -105,10 +101,9 @@ class Making:
             assembly = Assembly(supplies, self.sources, splits, writers, progress, state.get("assembly"))
 
             def commit() -> None:
-                near_bytes = copies.commit()
                 staging.commit(
                     {
-                        "near": near_bytes,
+                        "near": copies.commit(),
                         "writers": {name: writer.commit() for name, writer in writers.items()},
                         "supplies": [supply.state() for supply in supplies],
                         "assembly": assembly.state(),
@@ -138,8 +133,8 @@ class Making:
 
     def _opened(
         self, stack: ExitStack, splits: Splits, end_of_text_id: int
-    ) -> tuple[dict[str, Any], dict[str, BinWriter]]:
-        """Writers of all splits behind what was committed, and the state committed with it; empty for a beginning."""
+    ) -> tuple[dict[str, Any], dict[str, BinWriter], Copies]:
+        """The state that was committed, empty for a beginning; writers of all splits and copies, as they were then."""
         state = self.staging.committed()
         try:
             with ExitStack() as tried:
@@ -149,6 +144,10 @@ class Making:
                     )
                     for name in splits.names
                 }
+                n_keys = near.n_keys(self.corpus.near_duplicates) if self.corpus.near_duplicates else 0
+                copies = Copies(self.staging.path / NEAR_LOG, n_keys)
+                tried.callback(copies.close)
+                copies.open(writers.values(), state.get("near"))
                 stack.push(tried.pop_all())
         except BrokenState as error:
             if not state:
@@ -159,7 +158,7 @@ class Making:
         if state:
             n_tokens = writers["train"].n_tokens
             print(f"scratchlm: going on from {n_tokens:,} tokens, where prepare was stopped", file=sys.stderr)
-        return state, writers
+        return state, writers, copies
 
     def _workers(self, dealt: Sequence[Sequence[Lane]], recipe: Recipe, total_bytes: int | None) -> Workers:
         staging = self.staging
@@ -180,15 +179,16 @@ class Making:
             return 1
         return n_cores()
 
-    def _tokenizer(self, dealt: Sequence[Sequence[Lane]]) -> Tokenizer:
-        corpus, folder = self.corpus, self.staging.path
-        if (folder / "tokenizer.json").exists():  # it is written whole, and its companions before it
-            return load(folder / "tokenizer.json")
-        if corpus.tokenizer in KINDS:
-            made = train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
-        else:
-            made = load(corpus.tokenizer)
-        made.save(folder)
+    def _tokenizer(self, dealt: Sequence[Sequence[Lane]], adopted: Tokenizer | None) -> Tokenizer:
+        corpus, staging = self.corpus, self.staging
+        if staging.has_tokenizer:
+            return load(staging.path / "tokenizer.json")
+        if "tokenizer" in staging.plan():
+            print(f"scratchlm: {staging.path}: tokenizer not as it was left. Beginning anew.", file=sys.stderr)
+        staging.forget_commits()
+        made = adopted or train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
+        made.save(staging.path)
+        staging.keep_tokenizer()
         return made
 
     def _sample(self, dealt: Sequence[Sequence[Lane]]) -> Iterator[str]:
@@ -220,6 +220,8 @@ class Making:
         """Some text of each source, as it will be encoded."""
         found = []
         for source, own in zip(self.sources, dealt, strict=True):
+            if source.is_ids:
+                continue
             n_characters = 0
             for text in _texts(own, Cleaner(self.corpus.cleaning, source.is_whole_files)):
                 found.append(text[:_CHECKED_CHARACTERS])

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from scratchlm import __version__
 from scratchlm.data.bins import TOKENIZER_FILES, check_files, is_prepared, read_manifest
 from scratchlm.data.foreign import adopt, is_foreign, require_same_tokenizer
 from scratchlm.data.inputs import changes, stamps_of
@@ -17,6 +18,7 @@ from scratchlm.data.ray_workers import require_ray
 from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
+from scratchlm.text import near
 from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, bring, describe_all, parse_sources
 from scratchlm.text.hub import Access
@@ -117,7 +119,15 @@ class Corpus:
         if faults := list(self._faults()):
             raise BadValue("\n".join(faults))
         self.cleaning = parse_cleaning(cleaning)
+        if near_duplicates is not None:
+            near.require_library()
         self.parsed_sources = parse_sources(sources or {})
+        for source in self.parsed_sources:
+            if source.is_ids and tokenizer in KINDS:
+                raise BadValue(
+                    f"data.tokenizer={tokenizer}: would be trained on text, and {source.key} holds ids that another "
+                    "one has made. Name that tokenizer: data.tokenizer=PATH of its tokenizer.json."
+                )
 
     def _faults(self) -> Iterator[str]:
         adopts = not self.sources and bool(self.folder) and is_foreign(self.folder)
@@ -209,7 +219,7 @@ class Corpus:
         if staging.waits_to_be_published:
             with staging.owned():
                 staging.publish()
-            fresh = False
+            fresh = fresh and not self._are_as_asked(read_manifest(folder))
         if is_prepared(folder) and not fresh:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
@@ -246,7 +256,12 @@ class Corpus:
     def _plan(self) -> dict[str, Any]:
         """What must be the same for a killed `prepare` to be gone on with."""
         files = stamps_of(self.parsed_sources, self.tokenizer)
-        asked = {"settings": self.settings, "context_length": self.context_length, "files": files}
+        asked = {
+            "settings": self.settings,
+            "context_length": self.context_length,
+            "files": files,
+            "version": __version__,
+        }
         plan: dict[str, Any] = json.loads(json.dumps(asked))  # as it is read back
         return plan
 
@@ -267,6 +282,11 @@ class Corpus:
             manifest = adopt(folder, self.tokenizer, self.context_length)
         _warn(manifest["card"]["warnings"])
         return manifest
+
+    def _are_as_asked(self, manifest: dict[str, Any]) -> bool:
+        """Whether bins are what these settings would make of what the sources hold now."""
+        changed = changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {}))
+        return _flat(self.settings) == _flat(manifest["settings"]) and not any(changed)
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         asked, found = _flat(self.settings), _flat(made_with)

@@ -16,10 +16,11 @@ from typing import Any
 from scratchlm.data.bins import MANIFEST, SPLIT_FILES, TOKENIZER_FILES, is_prepared, read_manifest
 from scratchlm.errors import BadValue, UserError
 from scratchlm.files.lock import folder_lock
-from scratchlm.files.whole import remove_leftovers, sync_folder, told_if_unwritable, write_json
+from scratchlm.files.whole import remove_leftovers, sha256, sync_folder, told_if_unwritable, write_json
 
 STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
 LOCK = "prepare.lock"
+NEAR_LOG = "near.log"
 _PLAN, _COMMIT = "plan.json", "commit.json"
 
 
@@ -48,8 +49,7 @@ class Staging:
             try:
                 yield
             except BaseException as error:
-                is_worth_keeping = (self.path / "tokenizer.json").exists() and self.plan()
-                if isinstance(error, BadValue) or not is_worth_keeping:
+                if isinstance(error, BadValue) or "tokenizer" not in self.plan():
                     self.clear()
                     if not was_locked_before:
                         (self.folder / LOCK).unlink()
@@ -72,6 +72,19 @@ class Staging:
         with told_if_unwritable(self.path):
             self.path.mkdir()
         write_json(self.path / _PLAN, plan)
+
+    def keep_tokenizer(self) -> None:
+        """Notes in the plan that the tokenizer here is whole."""
+        write_json(self.path / _PLAN, self.plan() | {"tokenizer": self._tokenizer_hashes()})
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer that was noted is here, each of its files as it was written."""
+        noted = self.plan().get("tokenizer")
+        return noted is not None and noted == self._tokenizer_hashes()
+
+    def _tokenizer_hashes(self) -> dict[str, str]:
+        return {name: sha256(self.path / name) for name in TOKENIZER_FILES if (self.path / name).is_file()}
 
     def commit(self, state: dict[str, Any]) -> None:
         """Notes how far the bins are whole.
@@ -110,7 +123,9 @@ class Staging:
         Raises:
             BrokenState: The folder cannot be written.
         """
-        for name in (_PLAN, _COMMIT, f"{_COMMIT}.new"):
+        if not self.waits_to_be_published:  # another process has published them in the meantime
+            return
+        for name in (_PLAN, _COMMIT, f"{_COMMIT}.new", NEAR_LOG):
             (self.path / name).unlink(missing_ok=True)
         remove_leftovers(self.path)
         new = [path.name for path in self.path.iterdir()]

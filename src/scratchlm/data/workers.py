@@ -96,21 +96,29 @@ class Processes:
         self._connections: list[Connection] = []
 
     def __enter__(self) -> Self:
-        for _ in range(self.n):
-            ours, theirs = multiprocessing.Pipe()
-            # Not multiprocessing's own processes: a fork would copy locks that other threads hold, and a spawn would
-            # run the user's script again.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from scratchlm.data.workers import work; work"
-            command = [sys.executable, "-c", f"{code}({theirs.fileno()}, {os.getpid()})"]
-            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
-            theirs.close()
-            self._connections.append(ours)
+        # Ctrl-C reaches all processes; this one ends the others, which inherit that they are not to look at it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            for _ in range(self.n):
+                self._start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for ours in self._connections:
             with suppress(OSError):  # it has been killed already, which its first order will find out
                 ours.send(self._begun)
             # Without someone who takes blocks off the pipe at once, a process would wait there instead of working.
             threading.Thread(target=self._receive, args=(ours,), daemon=True).start()
         return self
+
+    def _start(self) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        # Not multiprocessing's own processes: a fork would copy locks that other threads hold, and a spawn would run
+        # the user's script again.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from scratchlm.data.workers import work; work"
+        command = [sys.executable, "-c", f"{code}({theirs.fileno()}, {os.getpid()})"]
+        self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
+        theirs.close()
+        self._connections.append(ours)
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
@@ -168,7 +176,6 @@ def work(descriptor: int, parent: int) -> None:
         descriptor: Of the connection that they come by; first comes what `BlockMaker` takes.
         parent: Process id of the one that gives them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that gives the orders ends the others
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # the other cores have processes
     connection = Connection(descriptor)

@@ -6,14 +6,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from scratchlm.errors import BadValue, UserError
-from scratchlm.text import builtin, hub, local, wikitext
+from scratchlm.text import builtin, hub, ids, local, wikitext
 from scratchlm.text.hub_outages import ADDRESS
 from scratchlm.text.parts import Part
 from scratchlm.text.prefetch import prefetch
+from scratchlm.text.tokenizer import Tokenizer
 
 MAX_SOURCES = 255  # a source's number is one byte in the bins
 _MAX_WEIGHT = 1e6  # beyond it a sum of weights or a share of bytes may overflow (chosen, not tuned)
 _WAYS = ("auto", "row", "wikitext", "file", "line", "separator")
+_BYTES_AN_ID = 4  # of text, about: English in a vocabulary of 16,000 to 50,000
 _TEXT_FILE_WAYS = ("file", "line", "separator")
 
 
@@ -49,6 +51,11 @@ class Source:
     def column(self) -> str:
         """Column of the text."""
         return self.text_column or "text"
+
+    @property
+    def is_ids(self) -> bool:
+        """Whether the text comes as ids already."""
+        return self.uri.endswith(ids.KINDS) and not self.uri.startswith(("builtin:", "hf://"))
 
     @property
     def is_whole_files(self) -> bool:
@@ -122,13 +129,18 @@ def _address_faults(uri: str) -> Iterator[str]:
             yield f"{uri!r} is no hub address. Write {ADDRESS}."
     elif "://" in uri:
         yield f"{uri!r} cannot be opened. Use builtin:NAME, {ADDRESS}, or a local file."
-    elif not local.is_pattern(uri) and local.kind_of(uri) is None and not uri.endswith("/"):
-        yield f"{uri!r} cannot be read as text. Name a file that ends in {local.ALLOWED}."
+    elif not (local.is_pattern(uri) or local.kind_of(uri) or uri.endswith(("/", *ids.KINDS))):
+        yield f"{uri!r} cannot be read as text. Name a file that ends in {local.ALLOWED}, or ids in .bin or .npy."
 
 
 def _way_faults(settings: dict[str, Any]) -> Iterator[str]:
     uri, way, separator = settings["uri"], settings.get("documents", "auto"), settings.get("separator")
     is_text_file = "://" not in uri and not uri.startswith("builtin:") and local.kind_of(uri) in (".txt", None)
+    if uri.endswith(ids.KINDS) and not uri.startswith("hf:"):
+        for key in ("documents", "separator", "text_column"):
+            if settings.get(key) is not None:
+                yield f"{key}={settings[key]!r} is for text, and {uri} holds ids. Leave it out."
+        return
     if way not in _WAYS:
         yield f"documents={way!r} is no way to make documents. The ways are: {', '.join(_WAYS)}."
         return
@@ -146,12 +158,13 @@ def _way_faults(settings: dict[str, Any]) -> Iterator[str]:
         yield f"text_column={settings['text_column']!r} is for rows with columns. Leave it out."
 
 
-def parts(source: Source, access: hub.Access) -> list[Part]:
+def parts(source: Source, access: hub.Access, tokenizer: Tokenizer | None = None) -> list[Part]:
     """What the source is read in, in its own order.
 
     Args:
         source: The source. Pin its `revision` (`describe` gives the commit) where every reading must see the same text.
         access: How the hub may be reached.
+        tokenizer: The one that made the ids, where the source has ids.
 
     Raises:
         UserError: The source cannot be opened.
@@ -159,6 +172,10 @@ def parts(source: Source, access: hub.Access) -> list[Part]:
     if source.uri.startswith("builtin:"):
         return [builtin.Part(source.uri.removeprefix("builtin:"))]
     found: list[Part]
+    if source.is_ids:
+        assert tokenizer
+        at = (tokenizer.end_of_text_id, tokenizer.vocab_size)
+        return [ids.IdFile(source.key, path, label, *at) for path, label in files_of(source)]
     if source.uri.startswith("hf://"):
         found = [*_split(source, access).parts()]
     else:
@@ -185,7 +202,14 @@ def text_bytes(source: Source, access: hub.Access) -> int | None:
         return builtin.ABOUT_BYTES[source.uri.removeprefix("builtin:")]
     if source.uri.startswith("hf://"):
         return _split(source, access).estimate_bytes()
+    if source.is_ids:
+        return sum(_BYTES_AN_ID * len(ids.open_ids(source.key, path)) for path, _ in files_of(source))
     return local.text_bytes(source.key, source.uri, source.column)
+
+
+def files_of(source: Source) -> list[tuple[str, str]]:
+    """Path and label of each local file of a source; see `local.find_files`."""
+    return local.find_files(source.key, source.uri, ids.KINDS if source.is_ids else local.KINDS)
 
 
 def _split(source: Source, access: hub.Access) -> hub.Split:
@@ -206,8 +230,11 @@ def describe(source: Source, access: hub.Access) -> dict[str, str | None]:
         return {"uri": source.uri, "revision": None, "licence": licence}
     if source.uri.startswith("hf://"):
         return {"uri": source.uri, **_split(source, access).describe()}
-    for path, _ in local.find_files(source.key, source.uri):
-        local.check_file(source.key, path, source.column)
+    for path, _ in files_of(source):
+        if source.is_ids:
+            ids.open_ids(source.key, path)
+        else:
+            local.check_file(source.key, path, source.column)
     return {"uri": source.uri, "revision": None, "licence": None}
 
 

@@ -74,19 +74,20 @@ class Shard:
 
     def _chunks(self, state: State | None) -> Generator[Chunk, None, None]:
         stream = self._stream().reshard()
+        cut = [stream.num_shards, _ROWS]  # what a state of `datasets` holds for
         n_rows = 0
         if state is not None:
-            if state["blocks"] != stream.num_shards:
+            if state["cut"] != cut:
                 raise BrokenState(
-                    f"{self.key}: {self.repository}, {self.label} is cut into {stream.num_shards} blocks now, and into "
-                    f"{state['blocks']} when it was left. Prepare again from the start."
+                    f"{self.key}: {self.repository}, {self.label} is cut into blocks and rows {cut} now, and was into "
+                    f"{state['cut']} when it was left. Prepare again from the start."
                 )
             stream.load_state_dict(state["stream"])
             n_rows = state["rows"]
         for table in stream.iter(batch_size=_ROWS):
             rows = self._rows(table, n_rows)
             n_rows += len(rows)
-            yield Chunk(rows, {"rows": n_rows, "blocks": stream.num_shards, "stream": stream.state_dict()})
+            yield Chunk(rows, {"rows": n_rows, "cut": cut, "stream": stream.state_dict()})
 
     def _stream(self) -> Any:
         import datasets

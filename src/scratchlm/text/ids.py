@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.text.parts import Chunk, State
 
 KINDS = (".bin", ".npy")
 TOKEN = np.dtype("<u2")
@@ -23,14 +24,7 @@ _MAGIC_QUESTIONS = 20240522  # of write_evalfile in the same script: questions w
 _VERSION_UINT16 = 1
 _LOOKED_AT = 1 << 16  # ids in which every second one is 0 if they are 4-byte ids; fewer than 256 tell nothing (chosen)
 _WINDOW_TOKENS = 1 << 20  # looked at together (chosen, not tuned)
-_LONGEST_DOCUMENT = 1 << 24  # tokens; a longer one is cut, so that memory stays flat (chosen, not tuned)
-
-
-class IdChunk(NamedTuple):
-    """Documents in their order as (ids, id of the document), and the state from which reading goes on behind them."""
-
-    rows: list[tuple[Ids, str]]
-    state: int
+_LONGEST_DOCUMENT = 1 << 20  # tokens; a longer one is cut, so that memory stays flat (chosen, not tuned)
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class IdFile:
     separator_id: int
     vocab_size: int
 
-    def read(self, state: int | None = None) -> Iterator[IdChunk]:
+    def read(self, state: State | None = None) -> Iterator[Chunk]:
         """The documents, chunk by chunk, each named `label:position` of its first id. None is empty.
 
         Args:
@@ -82,7 +76,7 @@ class IdFile:
                 rows.append((ids[begin:], f"{self.label}:{begin}"))
                 begin = position
             if rows:
-                yield IdChunk(rows, begin)
+                yield Chunk(rows, begin)
 
 
 def open_ids(key: str, path: str | Path) -> Ids:

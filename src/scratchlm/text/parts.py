@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-Row = tuple[str, str]  # text, id
+Row = tuple[Any, str]  # text, or uint16 ids where the source has those; name inside the source
 State = Any  # plain JSON values, known to the part that made them alone
 
 

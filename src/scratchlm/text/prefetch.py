@@ -1,6 +1,7 @@
 """Brings what splits of the hub are made of into a folder, for preparing without a network."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def _sizes(split: Split, files: Files) -> dict[str, int]:
     """The files to bring, the card first where there is one, with their bytes."""
 
     def ask() -> dict[str, int]:
-        from datasets.utils.file_utils import xexists
-
-        names = [_CARD, *files.names] if xexists(f"{files.root}/{_CARD}") else files.names
-        return dict(zip(names, files.sizes(names), strict=True))
+        sizes = {}
+        with suppress(FileNotFoundError):
+            (sizes[_CARD],) = files.sizes([_CARD])
+        return sizes | dict(zip(files.names, files.sizes(), strict=True))
 
     with told_in_one_line(split.key, split.repository, split.revision):
         return outlast(split.key, split.repository, split.access.retry_seconds, ask)
