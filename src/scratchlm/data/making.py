@@ -110,6 +110,7 @@ class Making:
                         "assembly": assembly.state(),
                     }
                 )
+                made_by.committed()
 
             assembly.run(corpus.total_tokens, commit)
             commit()
@@ -186,6 +187,7 @@ class Making:
         if "tokenizer" in staging.plan():
             print(f"scratchlm: {staging.path}: tokenizer not as it was left. Beginning anew.", file=sys.stderr)
         staging.forget_commits()
+        staging.forget_blocks()
         made = adopted or train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
         made.save(staging.path)
         staging.keep_tokenizer()
