@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import subprocess
@@ -194,10 +195,19 @@ def _follow_orders(connection: Connection) -> None:
                 maker.begin(source, lane, cursor)
             made: Any = maker.next(source, lane)
         except Exception as error:
-            if not isinstance(error, UserError):  # a bug of ours: its traceback would be lost on the way
-                error.add_note(traceback.format_exc())
-            made = error
+            made = error if isinstance(error, UserError) else _fit_to_travel(error)
         connection.send(((source, lane), made))
+
+
+def _fit_to_travel(bug: Exception) -> Exception:
+    """An error of ours with its traceback, which would be lost on the way."""
+    told = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(bug))
+    except Exception:  # not every error can be made again out of its text
+        bug = RuntimeError(f"{type(bug).__name__}: {bug}")
+    bug.add_note(told)
+    return bug
 
 
 def _end_with(parent: int) -> None:
