@@ -105,6 +105,7 @@ class Hub(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it holds each answer for 40 ms
     server: Hub
 
     def do_GET(self) -> None:

@@ -153,6 +153,26 @@ def test_copies_are_dropped_across_sources_and_splits_and_in_every_pass(folder, 
     assert len(set(repeated[n : 2 * n])) == n
 
 
+def test_near_copies_stand_on_one_side_only(folder, write_jsonl, story):
+    pytest.importorskip("rensa", reason="near copies need scratchlm[near]")
+    texts = [story(i, 200) for i in range(120)]
+    near = [text.replace(text.split()[60], "island", 1) for text in texts]  # another document by its hash
+    assert len({content_hash(text) for text in texts + near}) == 240
+    one = write_jsonl("one", texts + near[:60] + texts[:10])
+    two = write_jsonl("two", near[60:] + [story(i, 200, 9) for i in range(40)])
+    manifest = Corpus(
+        str(folder), {"one": one, "two": two}, **SMALL | {"val_fraction": 0.3, "near_duplicates": 0.7}
+    ).prepare()
+    tokenizer = load(folder)
+    numbers = {}
+    for split in ("train", "val"):
+        numbers[split] = [tokenizer.decode(ids).split(":")[0] for _, _, ids in documents_of(folder, split)]
+    assert not set(numbers["train"]) & set(numbers["val"])
+    assert sum(map(len, numbers.values())) == len(set(numbers["train"] + numbers["val"])) == 160
+    dropped = [entry["dropped"] for entry in manifest["card"]["sources"]]
+    assert sum(entry.get("copy", 0) + entry.get("near copy", 0) for entry in dropped) == 130
+
+
 def test_validation_holds_every_source_and_of_each_about_its_fraction(folder, three):
     Corpus(str(folder), three, **SMALL | {"val_fraction": 0.2}).prepare()
     train, val = documents_of(folder, "train"), documents_of(folder, "val")
@@ -397,11 +417,36 @@ def test_a_damaged_folder_is_not_taken_for_finished(prepared, three):
         Corpus(str(prepared), three, **SMALL).prepare()
 
 
-def test_what_a_killed_process_left_is_cleared_away(folder, three):
+def test_what_a_process_left_that_was_killed_at_once_is_cleared_away(folder, three):
     (folder / ".partial").mkdir(parents=True)
-    (folder / ".partial" / "train.bin").write_bytes(b"half")
+    (folder / ".partial" / ".plan.json.partial-77").write_bytes(b"{")
     Corpus(str(folder), three, **SMALL).prepare()
     assert not (folder / ".partial").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_someone_else_that_is_called_as_ours_is_left_alone(folder, three, fresh):
+    (folder / ".partial").mkdir(parents=True)
+    (folder / ".partial" / "precious").write_text("mine")
+    with pytest.raises(BadValue, match=r"holds \.partial, which is not of scratchlm's making"):
+        Corpus(str(folder), three, **SMALL).prepare(fresh=fresh)
+    assert contents(folder) == {"precious": b"mine"}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_manifest_of_someone_else_is_left_alone(folder, three, fresh):
+    folder.mkdir()
+    for name, text in (("manifest.json", '{"name": "a web extension"}'), ("vocab.json", "{}")):
+        (folder / name).write_text(text)
+    with pytest.raises(BadValue, match=r"holds manifest\.json, which is not of scratchlm's making"):
+        Corpus(str(folder), three, **SMALL).prepare(fresh=fresh)
+    assert set(contents(folder)) == {"manifest.json", "vocab.json"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/proc/bins"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, three, name):
+    with pytest.raises(BrokenState, match="cannot be written"):
+        Corpus(str(tmp_path / name), three, **SMALL).prepare()
 
 
 def test_two_processes_do_not_write_one_folder(folder, three):
@@ -468,7 +513,7 @@ def mishaps(write_jsonl, tmp_path, story):
         "one": (
             {"a": str(tmp_path / "one.txt")},
             BadValue,
-            r"1 documents with [\d,]+ tokens.*window takes 17.*data.split=tail",
+            r"1 document with [\d,]+ tokens.*window takes 17.*data.split=tail",
         ),
         "all bad": (
             {"a": write_jsonl("fewer", ["x"]), "b": str(tmp_path / "empty.txt")},
@@ -534,7 +579,7 @@ def test_a_corpus_larger_than_the_disk_is_refused_before_it_is_read(folder, tmp_
     os.truncate(tmp_path / "large.txt", 8 * 10**12)  # sparse: it takes no space itself
     source = {"uri": str(tmp_path / "large.txt"), "separator": "---"}
     with pytest.raises(BrokenState, match="bytes are needed"):
-        Corpus(str(folder), {"a": source}, total_tokens=10**18, **SMALL).prepare()
+        Corpus(str(folder), {"a": source}, total_tokens=10**15, **SMALL).prepare()
     assert not folder.exists()
 
 

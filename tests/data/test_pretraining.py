@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from scratchlm.data.bins import Bin, read_manifest
+from scratchlm.data.bins import Bin, read_manifest, sealed
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.data.windows import window_starts
@@ -159,7 +159,9 @@ def test_windows_can_be_drawn_or_overlap(folder, values):
     assert data_of(folder).on_after_batch_transfer(batch, 0)["inputs_BT"].tolist() == rows_of(folder, [0, 1], **said)
 
 
-def test_ids_above_32767_survive_the_journey(tmp_path, folder):
+@pytest.mark.parametrize(("device", "n_bytes"), [("cpu", 8), ("cuda", 2)])
+def test_ids_above_32767_survive_the_journey_and_travel_in_16_bits(tmp_path, folder, device, n_bytes, monkeypatch):
+    monkeypatch.setattr(PretrainingData, "_device", device)
     ids = (np.arange(40, dtype=np.uint16) + 65_496).tolist()
     made = tmp_path / "bins"
     made.mkdir()
@@ -168,7 +170,11 @@ def test_ids_above_32767_survive_the_journey(tmp_path, folder):
     n = Bin(folder, "train").n_tokens
     np.resize(np.array(ids, np.uint16), n).tofile(made / "train.bin")
     data = data_of(made)
-    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    monkeypatch.setattr(data, "_loader", lambda batches: batches)  # pinned memory needs the device
+    batch = next(iter(data.train_dataloader()))
+    assert batch["ids_BT"].element_size() == n_bytes
+    batch = data.on_after_batch_transfer(batch, 0)
+    assert batch["inputs_BT"].dtype == torch.int64
     assert batch["inputs_BT"].min() >= 65_496
     assert batch["targets_BT"].max() <= 65_535
 
@@ -316,7 +322,7 @@ def copied(folder, tmp_path):
 def change_manifest(folder, change):
     manifest = read_manifest(folder)
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 def test_without_a_test_split_the_key_that_makes_it_is_named(copied):

@@ -69,3 +69,20 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> Non
 def test_an_error_of_the_block_keeps_its_own_meaning(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), folder_lock(tmp_path, "run.lock"):
         raise PermissionError(13, "of the block")
+
+
+def test_a_disk_too_full_for_the_owners_name_is_told_in_one_line(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\n"
+        "from scratchlm.errors import BrokenState\n"
+        "from scratchlm.files.lock import folder_lock\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n"
+        "    with folder_lock(sys.argv[1], 'run.lock'):\n"
+        "        pass\n"
+        "except BrokenState as error:\n"
+        "    print(error)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith(f"{tmp_path}/run.lock: no space left to write it"), done.stderr

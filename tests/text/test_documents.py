@@ -1,5 +1,6 @@
 """Where documents come from: every kind of source, its order, and what is said when it cannot be read."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -218,6 +219,29 @@ def test_a_parquet_file_without_the_column_or_with_numbers_in_it_is_refused_befo
         describe(source(path))
     with pytest.raises(BadValue, match=r"has int64, not text, in column 'n'"):
         describe(source(path, text_column="n"))
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(BadValue, match=r"^data\.sources\.text: .*pipe\.txt is no regular file"):
+        describe(source(tmp_path / "pipe.txt"))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(BadValue, match=r"has 2 columns named 'text'"):
+        describe(source(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("at", range(4, 400, 9))
+def test_a_damaged_parquet_file_is_one_line_or_harmless(tmp_path: Path, at: int) -> None:
+    path = write_parquet(tmp_path / "t.parquet", [f"word {n % 7}" for n in range(500)])
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+    with contextlib.suppress(UserError):
+        assert len(read(path)) <= 500
 
 
 def test_what_is_not_there_is_told_before_anything_is_read(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -15,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 from tests.hub_repositories import N_PAGES, N_STORIES
 from tests.loopback_hub import COMMIT, Faults, Hub
@@ -73,14 +76,15 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, in seconds, each of them cut to a fiftieth."""
+    """The waits between tries, in seconds, each of them cut to a hundredth."""
     waited: list[float] = []
 
     def sleep(seconds: float) -> None:
         waited.append(seconds)
-        time.sleep(seconds / 50)
+        time.sleep(seconds / 100)
 
     monkeypatch.setattr(hub_outages, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(hub_outages, "_asked_by", {})  # by the tests before
     return waited
 
 
@@ -116,8 +120,8 @@ def test_a_part_can_be_sent_to_another_process_and_opens_nothing_before_it_is_re
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
 def test_from_every_state_the_rows_that_follow_are_the_same(hub: Hub, kind: str) -> None:
     assert hub.root
-    texts = [f"Row {n}. " * (n % 13) for n in range(500)]
-    write_repository(hub.root / "states" / kind, {"text": texts, "number": list(range(500))}, kind)
+    texts = [f"Row {n}. " * (n % 13) for n in range(320)]
+    write_repository(hub.root / "states" / kind, {"text": texts, "number": list(range(320))}, kind)
     (part,) = split(f"hf://states/{kind}").parts()
     chunks = list(part.read())
     assert max(len(chunk.rows) for chunk in chunks) <= 70
@@ -169,7 +173,9 @@ def test_a_state_of_other_blocks_is_refused(hub: Hub, monkeypatch: pytest.Monkey
     state = next(iter(part.read())).state
     monkeypatch.setattr(hub_shards, "_BLOCK_BYTES", 2_000)
     monkeypatch.setattr(hub_shards, "_BLOCK_FOOTERS", 0)
-    with pytest.raises(BrokenState, match=r"train-0 is cut into \d+ blocks now, and into 1 when it was left"):
+    with pytest.raises(
+        BrokenState, match=r"train-0 is cut into blocks and rows \[4, 250\] now, and was into \[1, 250\]"
+    ):
         next(iter(part.read(state)))
 
 
@@ -220,7 +226,7 @@ def test_an_outage_is_waited_for_longer_and_longer(
     expected = rows(parts)
     chunks = parts[0].read()
     first = next(chunks)
-    hub.go_down(seconds=1.5)
+    hub.go_down(seconds=0.7)
     capfd.readouterr()
     assert [*first.rows, *joined(list(chunks)), *remaining(parts[1])] == expected
     assert waits[:6] == [1, 1, 2, 4, 8, 16]  # the first is that of the one request
@@ -257,6 +263,21 @@ def test_what_cannot_come_right_is_told_at_once(hub: Hub, waits: list[float]) ->
     with pytest.raises(BadValue, match="Available splits"):
         split("hf://HuggingFaceFW/fineweb/sample-10BT:dev").parts()
     assert waits == []
+
+
+def test_a_hub_that_answered_once_is_waited_for_even_where_nobody_listens(
+    hub: Hub, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(self: socket.socket, address: Any) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    asked = split("hf://roneneldan/TinyStories:validation", retry_seconds=5)
+    asked.describe()
+    huggingface_hub.close_session()
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(BrokenState, match=r"cannot read .* \(\[Errno 111\] Connection refused\)"):
+        asked.describe()
+    assert waits == [1, 2, 2]
 
 
 def test_data_that_cannot_be_read_is_asked_for_again_but_not_for_ever(
@@ -298,8 +319,6 @@ def test_a_stream_left_in_the_middle_leaves_no_thread_and_no_connection_behind(h
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Refuses every connection, and lists where to."""
-    import huggingface_hub
-
     tried: list[Any] = []
 
     def connect(self: socket.socket, address: Any) -> None:
@@ -395,6 +414,24 @@ def test_a_copy_of_another_revision_is_not_used(hub: Hub, copies: str) -> None:
     assert split(PAGES, folder=copies).describe()["revision"] == COMMIT
 
 
+def test_a_copy_that_changed_under_its_size_is_told_where_it_breaks_and_brought_anew(hub: Hub, copies: str) -> None:
+    path = next(Path(copies).glob("HuggingFaceFW/fineweb/sample/10BT/*.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(bytes(64) + whole[64:-2000] + bytes(2000))
+    with pytest.raises(BrokenState, match=rf"data\.sources\.web: .*{path.name} cannot be read .*scratchlm prefetch"):
+        rows(split(PAGES, folder=copies, offline=True).parts())
+    prefetch([split(PAGES)], copies)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("record", ['{"commit": 3}', "[]", "{", "null"])
+def test_a_damaged_record_of_a_copy_is_one_line(hub: Hub, copies: str, record: str) -> None:
+    path = Path(copies) / "HuggingFaceFW/fineweb/prefetched.json"
+    path.write_text(record)
+    with pytest.raises(BrokenState, match=r"prefetched\.json is no record of a copy .* Delete it"):
+        split(PAGES, folder=copies).describe()
+
+
 def test_a_copy_that_lost_bytes_is_not_used(hub: Hub, copies: str) -> None:
     path = Path(copies, "HuggingFaceFW", "fineweb", "sample", "10BT", "001_00000.parquet")
     size = path.stat().st_size
@@ -462,3 +499,42 @@ def test_the_bytes_of_json_lines_are_what_the_card_says_or_unknown(hub: Hub) -> 
         card = (root / "README.md").read_text()
         (root / "README.md").write_text(card.replace("license: mit", f"license: mit\n{info}"))
         assert split(f"hf://cards/{name}").estimate_bytes() == expected
+
+
+# Ends of processes
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+
+
+OPEN_ONE = """
+from scratchlm.text.hub import Split
+parts = Split.at("data.sources.web", "hf://HuggingFaceFW/fineweb/sample-10BT", None, "text").parts()
+chunks = [part.read() for part in parts]
+for chunk in chunks:
+    next(chunk)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "import os; os._exit(0)"], ids=["at the end", "at once, as workers do"])
+def test_a_process_that_leaves_streams_open_ends_cleanly(hub: Hub, end: str) -> None:
+    done = run_python(OPEN_ONE + end)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_two_minutes_of_outage_change_nothing(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    parts = split(PAGES).parts()
+    expected = rows(parts)
+    hub.go_down(seconds=120)
+    assert rows(parts) == expected
+    lines = capfd.readouterr().err.splitlines()
+    assert [re.findall(r"again in (\d+) s", line)[0] for line in lines] == ["1", "1", "2", "4", "8", "16", "32", "60"]

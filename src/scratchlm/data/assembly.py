@@ -175,8 +175,11 @@ class Assembly:
         source, supply, tally = self._sources[number], self._supplies[number], self.tallies[number]
         if not tally.documents:
             return nothing_left(source, supply.all_dropped())
+        n_documents, dropped = tally.documents.total(), supply.all_dropped()
+        why = "".join(f", {n:,} {reason}" for reason, n in dropped.items())
         return (
-            f"{source.key}: {tally.documents.total():,} documents with {tally.tokens.total():,} tokens in all. "
+            f"{source.key}: {n_documents:,} document{'s' * (n_documents != 1)} with {tally.tokens.total():,} tokens in "
+            f"all{f' (dropped: {why[2:]})' if why else ''}. "
             f"The first go to {' and '.join(self._splits.names[1:])} until it holds one window, and none is left for "
             f"training: {self._splits.one_window}. Set data.split=tail to take validation from each document's end, or "
             "add text, or lower data.context_length."
@@ -247,10 +250,9 @@ class Progress:
         self._n_bytes += n_bytes
         if self._total_tokens and split != "train":
             return
-        if self._text_bytes:
-            self._bar.total = max(
-                self._bar.n + n_tokens, round((self._bar.n + n_tokens) * self._text_bytes / self._n_bytes)
-            )
+        if self._text_bytes and not self._total_tokens:
+            n_read = self._bar.n + n_tokens - self._initial
+            self._bar.total = max(self._bar.n + n_tokens, round(n_read * self._text_bytes / self._n_bytes))
         if self._bar.update(n_tokens):  # it has drawn itself
             self._show_megabytes()
 

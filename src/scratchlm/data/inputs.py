@@ -8,6 +8,7 @@ from typing import Any
 from scratchlm.data.bins import TOKENIZER_FILES
 from scratchlm.errors import UserError
 from scratchlm.files.whole import sha256
+from scratchlm.text import builtin
 from scratchlm.text.documents import Source, files_of
 from scratchlm.text.tokenizer import KINDS
 
@@ -54,10 +55,14 @@ def changes(sources: list[Source], tokenizer: str, made_from: dict[str, Any]) ->
 
 
 def stamps_of(sources: list[Source], tokenizer: str) -> dict[str, Any]:
-    """Size and time of every local file, to tell whether one has changed since a `prepare` was killed."""
+    """What tells whether text has changed since a `prepare` was killed: size and time of every local file, and what is
+    installed where a built-in source is made of that.
+    """
     paths = [path for source in sources for path, _ in _files(source)]
     paths += map(str, _tokenizer_files(tokenizer))
-    return {path: [os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths}
+    stamps: dict[str, Any] = {path: [os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths}
+    built_in = {source.uri for source in sources if source.uri.startswith("builtin:")}
+    return stamps | {uri: builtin.made_of(uri.removeprefix("builtin:")) for uri in built_in}
 
 
 def _files(source: Source) -> list[tuple[str, str]]:

@@ -1,23 +1,23 @@
 """The making of bins in their staging folder: tokenizer, blocks, one pass, card. Killed anywhere, it goes on."""
 
 import errno
-import os
 import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scratchlm.data.assembly import Assembly, Progress, Splits, bar, nothing_left
 from scratchlm.data.bins import DOCUMENT, TOKEN, write_manifest
 from scratchlm.data.blocks import Recipe
 from scratchlm.data.card import card_of, warnings_for
 from scratchlm.data.inputs import inputs_of
-from scratchlm.data.staging import Staging
+from scratchlm.data.ray_workers import RayWorkers
+from scratchlm.data.staging import NEAR_LOG, Staging
 from scratchlm.data.supply import Copies, Supply
-from scratchlm.data.workers import workers
+from scratchlm.data.workers import Workers, n_cores, workers
 from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.files.whole import require_space
@@ -25,6 +25,7 @@ from scratchlm.text import near
 from scratchlm.text.cleaning import Cleaner
 from scratchlm.text.documents import Source, parts, text_bytes
 from scratchlm.text.lanes import Lane, lanes
+from scratchlm.text.merges import trainer
 from scratchlm.text.tokenizer import KINDS, Tokenizer, load, train
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _CHECKED_CHARACTERS = 200_000  # of each source, to compare encoders on (chosen, not tuned)
 _BYTES_A_TOKEN = 4.2  # web English in a BPE of 16,000; for estimates made before a text has been seen
 _TOKENS_A_DOCUMENT = 150  # few, so that estimates of space are not too low (chosen, not tuned)
+_BLOCKS_BYTES = 16 << 30  # of blocks ahead of their turn, where the disk has as much to spare (chosen, not tuned)
 _WORTH_PROCESSES = 32_000_000  # bytes of text; starting processes takes about as long as encoding so much
 
 
@@ -44,6 +46,7 @@ class Making:
     sources: list[Source]
     facts: list[dict[str, Any]]
     staging: Staging
+    executor: Literal["local", "ray"] = "local"
 
     def run(self) -> dict[str, Any]:
         """Writes a whole bins folder to the staging folder.
@@ -87,13 +90,8 @@ class Making:
         splits = Splits(corpus.split, corpus.val_fraction, corpus.test_fraction, corpus.context_length)
         max_passes = corpus.max_repetitions if corpus.total_tokens else 1
         with ExitStack() as stack:
-            state, writers = self._opened(stack, splits, tokenizer.end_of_text_id)
-            n_keys = near.n_keys(corpus.near_duplicates) if corpus.near_duplicates else 0
-            copies = Copies(staging.path / "near.log", n_keys)
-            stack.callback(copies.close)
-            if state:
-                copies.take_up(writers.values(), state["near"])
-            made_by = stack.enter_context(workers(dealt, recipe, self._n_processes(total_bytes)))
+            state, writers, copies = self._opened(stack, splits, tokenizer.end_of_text_id)
+            made_by = stack.enter_context(self._workers(dealt, recipe, total_bytes))
             supplies = [
                 Supply(number, len(own), made_by, copies, writers["train"], max_passes, corpus.seed, taken_up)
                 for number, (own, taken_up) in enumerate(
@@ -104,18 +102,19 @@ class Making:
             assembly = Assembly(supplies, self.sources, splits, writers, progress, state.get("assembly"))
 
             def commit() -> None:
-                near_bytes = copies.commit()
                 staging.commit(
                     {
-                        "near": near_bytes,
+                        "near": copies.commit(),
                         "writers": {name: writer.commit() for name, writer in writers.items()},
                         "supplies": [supply.state() for supply in supplies],
                         "assembly": assembly.state(),
                     }
                 )
+                made_by.committed()
 
             assembly.run(corpus.total_tokens, commit)
             commit()
+        staging.forget_blocks()
         for tally, supply in zip(assembly.tallies, supplies, strict=True):
             tally.dropped = supply.all_dropped()
             tally.cleaning = supply.report.to_json() if supply.report else []
@@ -135,8 +134,8 @@ class Making:
 
     def _opened(
         self, stack: ExitStack, splits: Splits, end_of_text_id: int
-    ) -> tuple[dict[str, Any], dict[str, BinWriter]]:
-        """Writers of all splits behind what was committed, and the state committed with it; empty for a beginning."""
+    ) -> tuple[dict[str, Any], dict[str, BinWriter], Copies]:
+        """The state that was committed, empty for a beginning; writers of all splits and copies, as they were then."""
         state = self.staging.committed()
         try:
             with ExitStack() as tried:
@@ -146,6 +145,10 @@ class Making:
                     )
                     for name in splits.names
                 }
+                n_keys = near.n_keys(self.corpus.near_duplicates) if self.corpus.near_duplicates else 0
+                copies = Copies(self.staging.path / NEAR_LOG, n_keys)
+                tried.callback(copies.close)
+                copies.open(writers.values(), state.get("near"))
                 stack.push(tried.pop_all())
         except BrokenState as error:
             if not state:
@@ -156,7 +159,17 @@ class Making:
         if state:
             n_tokens = writers["train"].n_tokens
             print(f"scratchlm: going on from {n_tokens:,} tokens, where prepare was stopped", file=sys.stderr)
-        return state, writers
+        return state, writers, copies
+
+    def _workers(self, dealt: Sequence[Sequence[Lane]], recipe: Recipe, total_bytes: int | None) -> Workers:
+        staging = self.staging
+        if self.executor == "local":
+            staging.forget_blocks()  # those of an earlier try on Ray
+            return workers(dealt, recipe, self._n_processes(total_bytes))
+        left = self._bytes_needed(total_bytes) - _bytes_in(staging)
+        spare = shutil.disk_usage(staging.path).free - max(0, left)
+        most_bytes = min(_BLOCKS_BYTES, max(0, spare // 2))
+        return RayWorkers(dealt, recipe, self.corpus.n_processes, staging.blocks, most_bytes)
 
     def _n_processes(self, total_bytes: int | None) -> int:
         corpus = self.corpus
@@ -165,14 +178,19 @@ class Making:
         read = [size for size in (total_bytes, corpus.total_tokens and corpus.total_tokens * _BYTES_A_TOKEN) if size]
         if read and min(read) < _WORTH_PROCESSES:
             return 1
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return n_cores()
 
     def _tokenizer(self, dealt: Sequence[Sequence[Lane]], adopted: Tokenizer | None) -> Tokenizer:
-        corpus, folder = self.corpus, self.staging.path
-        if (folder / "tokenizer.json").exists():  # it is written whole, and its companions before it
-            return load(folder / "tokenizer.json")
+        corpus, staging = self.corpus, self.staging
+        if staging.has_tokenizer:
+            return load(staging.path / "tokenizer.json")
+        if "tokenizer" in staging.plan():
+            print(f"scratchlm: {staging.path}: tokenizer not as it was left. Beginning anew.", file=sys.stderr)
+        staging.forget_commits()
+        staging.forget_blocks()
         made = adopted or train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
-        made.save(folder)
+        made.save(staging.path)
+        staging.keep_tokenizer()
         return made
 
     def _sample(self, dealt: Sequence[Sequence[Lane]]) -> Iterator[str]:
@@ -198,7 +216,9 @@ class Making:
         if faults:
             raise BadValue("\n".join(faults))
         n_megabytes = progress.n / 1e6
-        print(f"scratchlm: training a {corpus.tokenizer} tokenizer on {n_megabytes:,.1f} MB of text", file=sys.stderr)
+        by = f" with {trainer()}" if corpus.tokenizer == "bpe" else ""
+        said = f"training a {corpus.tokenizer} tokenizer on {n_megabytes:,.1f} MB of text{by}"
+        print(f"scratchlm: {said}", file=sys.stderr)
 
     def _checked_texts(self, dealt: Sequence[Sequence[Lane]]) -> list[str]:
         """Some text of each source, as it will be encoded."""

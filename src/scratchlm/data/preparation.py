@@ -9,19 +9,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from scratchlm import __version__
 from scratchlm.data.bins import TOKENIZER_FILES, check_files, is_prepared, read_manifest
 from scratchlm.data.foreign import adopt, is_foreign, require_same_tokenizer
 from scratchlm.data.inputs import changes, stamps_of
 from scratchlm.data.making import Making
+from scratchlm.data.ray_workers import require_ray
 from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
+from scratchlm.files.whole import told_if_unwritable
+from scratchlm.text import near
 from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, bring, describe_all, parse_sources
 from scratchlm.text.hub import Access
 from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 
 # What does not shape the bins: where they are, what fit checks again, and how the text comes here.
+_MOST = 10**15  # of anything; what is below it fits the integers of every library
 _NOT_OF_THE_BINS = ("folder", "context_length", "n_processes", "hub_folder", "offline", "retry_seconds")
 
 
@@ -116,6 +121,8 @@ class Corpus:
         if faults := list(self._faults()):
             raise BadValue("\n".join(faults))
         self.cleaning = parse_cleaning(cleaning)
+        if near_duplicates is not None:
+            near.require_library()
         self.parsed_sources = parse_sources(sources or {})
         for source in self.parsed_sources:
             if source.is_ids and tokenizer in KINDS:
@@ -160,6 +167,8 @@ class Corpus:
             if value is not None and value < least:
                 number = "number" if key == "retry_seconds" else "whole number"
                 yield f"data.{key}={value}: too small. Give a {number}, {least} or more."
+            elif value is not None and not value <= _MOST:
+                yield f"data.{key}={value}: too large. Give at most {_MOST}."
         if not 0 < self.val_fraction < 1:
             yield f"data.val_fraction={self.val_fraction}: not a part of the text. Give a number such as 0.005."
         elif not 0 <= self.test_fraction < 1 - self.val_fraction:
@@ -186,13 +195,16 @@ class Corpus:
         """How the hub may be reached."""
         return Access(self.hub_folder, self.offline, self.retry_seconds)
 
-    def prepare(self, fresh: bool = False) -> dict[str, Any]:
+    def prepare(self, fresh: bool = False, executor: Literal["local", "ray"] = "local") -> dict[str, Any]:
         """Makes the bins, or where they are finished makes sure that they are what these settings would make.
 
         What a killed `prepare` left is gone on with, as long as settings and local files are the same.
 
         Args:
             fresh: Make them anew even though they are finished.
+            executor: Where text is read, cleaned and encoded: `local`, in n_processes of this machine, or `ray`, in as
+                many actors of the Ray cluster that RAY_ADDRESS names, or else of one started here for that time. The
+                bins are the same.
 
         Returns:
             The manifest.
@@ -203,27 +215,30 @@ class Corpus:
             UserError: A source cannot be read, another process is writing the folder, or the disk is full. The same
                 call then goes on from there.
         """
+        if executor == "ray":
+            require_ray()
         folder, staging = Path(self.folder), Staging(self.folder)
         if not self.sources:
             return self._adopt(folder, fresh)
+        with told_if_unwritable(folder):
+            staging.check_free()
         if staging.waits_to_be_published:
             with staging.owned():
                 staging.publish()
-            fresh = False
+            fresh = fresh and not self._are_as_asked(read_manifest(folder))
         if is_prepared(folder) and not fresh:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
             self._compare(manifest["settings"])
             _warn(changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {})))
             return manifest
-        staging.check_free()
-        plan = self._plan()
-        goes_on = staging.plan().get("asked") == plan
-        facts = staging.plan()["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
         with staging.owned():
+            plan, old = self._plan(), staging.plan()
+            goes_on = old.get("asked") == plan
+            facts = old["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
             if not goes_on:
                 staging.begin({"asked": plan, "facts": facts})
-            manifest = Making(self, self._pinned(facts), facts, staging).run()
+            manifest = Making(self, self._pinned(facts), facts, staging, executor).run()
             staging.publish()
         _warn(manifest["card"]["warnings"])
         return manifest
@@ -246,7 +261,12 @@ class Corpus:
     def _plan(self) -> dict[str, Any]:
         """What must be the same for a killed `prepare` to be gone on with."""
         files = stamps_of(self.parsed_sources, self.tokenizer)
-        asked = {"settings": self.settings, "context_length": self.context_length, "files": files}
+        asked = {
+            "settings": self.settings,
+            "context_length": self.context_length,
+            "files": files,
+            "version": __version__,
+        }
         plan: dict[str, Any] = json.loads(json.dumps(asked))  # as it is read back
         return plan
 
@@ -267,6 +287,11 @@ class Corpus:
             manifest = adopt(folder, self.tokenizer, self.context_length)
         _warn(manifest["card"]["warnings"])
         return manifest
+
+    def _are_as_asked(self, manifest: dict[str, Any]) -> bool:
+        """Whether bins are what these settings would make of what the sources hold now."""
+        changed = changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {}))
+        return _flat(self.settings) == _flat(manifest["settings"]) and not any(changed)
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         asked, found = _flat(self.settings), _flat(made_with)

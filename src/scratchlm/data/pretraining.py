@@ -196,6 +196,7 @@ class PretrainingData(LightningDataModule):
             self.sequences + rank * self.micro_batch_size,
             world * self.micro_batch_size,
             self.micro_batch_size,
+            self._device == "cpu",
         )
         return self._loader(batches)
 
@@ -215,10 +216,12 @@ class PretrainingData(LightningDataModule):
         return self._loader(ListedBatches([{"prompts": [prompt]} for prompt in self._read_prompts()[rank::world]]))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Widens ids on the device: they travel in 16 bits."""
+        """Widens ids on the device, where there is another than the CPU: they travel in 16 bits."""
         if "ids_BT" not in batch:
             return batch
-        ids_BT = batch["ids_BT"].long() & 0xFFFF  # int16 in memory, for some devices hold no uint16
+        ids_BT = batch["ids_BT"]
+        if ids_BT.dtype == torch.int16:
+            ids_BT = ids_BT.long() & 0xFFFF
         return {"inputs_BT": ids_BT[:, :-1], "targets_BT": ids_BT[:, 1:]}
 
     @cached_property
@@ -237,6 +240,11 @@ class PretrainingData(LightningDataModule):
     @property
     def _step(self) -> int:
         return int(self.trainer.global_step) if self.trainer else 0
+
+    @property
+    def _device(self) -> str:
+        """Kind of the device that batches are for."""
+        return str(self.trainer.strategy.root_device.type) if self.trainer else "cpu"
 
     @property
     def _place(self) -> tuple[int, int]:
@@ -318,13 +326,12 @@ class PretrainingData(LightningDataModule):
         return ScoredBatches(Bin(self.folder, split), self.context_length, self.micro_batch_size, world, rank)
 
     def _loader(self, batches: Dataset[Batch]) -> DataLoader[Batch]:
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             batches,
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_as_they_are,
-            pin_memory=on_cuda,
+            pin_memory=self._device == "cuda",
             generator=torch.Generator(),  # the global one is the model's: drawing from it here would move its dropout
         )
 

@@ -1,7 +1,8 @@
 """Where bins are made before they take their place: a folder inside the bins folder that survives a kill.
 
 It holds `plan.json` (what is being made, out of what), then the tokenizer, then growing bins with `commit.json` (how
-much of them is whole), and at last a manifest. Each is written whole, so that whoever comes next knows where to go on.
+much of them is whole) and on Ray `blocks/` that wait for their turn, and at last a manifest. Each is written whole, so
+that whoever comes next knows where to go on.
 """
 
 import json
@@ -15,10 +16,11 @@ from typing import Any
 from scratchlm.data.bins import MANIFEST, SPLIT_FILES, TOKENIZER_FILES, is_prepared, read_manifest
 from scratchlm.errors import BadValue, UserError
 from scratchlm.files.lock import folder_lock
-from scratchlm.files.whole import remove_leftovers, sync_folder, told_if_unwritable, write_json
+from scratchlm.files.whole import remove_leftovers, sha256, sync_folder, told_if_unwritable, write_json
 
 STAGING = ".partial"  # inside the folder, so that renaming into place never crosses a filesystem
 LOCK = "prepare.lock"
+NEAR_LOG = "near.log"
 _PLAN, _COMMIT = "plan.json", "commit.json"
 
 
@@ -33,6 +35,7 @@ class Staging:
         """
         self.folder = Path(folder)
         self.path = self.folder / STAGING
+        self.blocks = self.path / "blocks"
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -46,8 +49,7 @@ class Staging:
             try:
                 yield
             except BaseException as error:
-                is_worth_keeping = (self.path / "tokenizer.json").exists() and self.plan()
-                if isinstance(error, BadValue) or not is_worth_keeping:
+                if isinstance(error, BadValue) or "tokenizer" not in self.plan():
                     self.clear()
                     if not was_locked_before:
                         (self.folder / LOCK).unlink()
@@ -71,6 +73,19 @@ class Staging:
             self.path.mkdir()
         write_json(self.path / _PLAN, plan)
 
+    def keep_tokenizer(self) -> None:
+        """Notes in the plan that the tokenizer here is whole."""
+        write_json(self.path / _PLAN, self.plan() | {"tokenizer": self._tokenizer_hashes()})
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer that was noted is here, each of its files as it was written."""
+        noted = self.plan().get("tokenizer")
+        return noted is not None and noted == self._tokenizer_hashes()
+
+    def _tokenizer_hashes(self) -> dict[str, str]:
+        return {name: sha256(self.path / name) for name in TOKENIZER_FILES if (self.path / name).is_file()}
+
     def commit(self, state: dict[str, Any]) -> None:
         """Notes how far the bins are whole.
 
@@ -91,6 +106,10 @@ class Staging:
         """Makes the bins begin anew, under the same plan."""
         (self.path / _COMMIT).unlink(missing_ok=True)
 
+    def forget_blocks(self) -> None:
+        """Removes blocks that were made ahead of their turn."""
+        shutil.rmtree(self.blocks, ignore_errors=True)
+
     @property
     def waits_to_be_published(self) -> bool:
         """Whether the bins here are finished: their maker was killed while it moved them into place."""
@@ -104,7 +123,9 @@ class Staging:
         Raises:
             BrokenState: The folder cannot be written.
         """
-        for name in (_PLAN, _COMMIT, f"{_COMMIT}.new"):
+        if not self.waits_to_be_published:  # another process has published them in the meantime
+            return
+        for name in (_PLAN, _COMMIT, f"{_COMMIT}.new", NEAR_LOG):
             (self.path / name).unlink(missing_ok=True)
         remove_leftovers(self.path)
         new = [path.name for path in self.path.iterdir()]
@@ -124,13 +145,28 @@ class Staging:
         Raises:
             BadValue: The folder holds a file under a name of ours and no manifest, or a folder under such a name.
         """
-        is_ours = is_prepared(self.folder) or self.waits_to_be_published
-        for name in (*SPLIT_FILES, *TOKENIZER_FILES):
-            path = self.folder / name
-            if path.is_dir() or (path.exists() and not is_ours):
-                raise BadValue(
-                    f"data.folder={self.folder}: holds {name}, which is not of scratchlm's making. Name another folder."
-                )
+        is_ours = self._has_our_manifest or self.waits_to_be_published
+        found = [name for name in (MANIFEST, *SPLIT_FILES, *TOKENIZER_FILES) if (self.folder / name).exists()]
+        foreign = [name for name in found if not is_ours or (self.folder / name).is_dir()]
+        if self.path.is_dir() and not (self.plan() or self.waits_to_be_published or self._is_empty):
+            foreign.append(STAGING)
+        if foreign:
+            raise BadValue(
+                f"data.folder={self.folder}: holds {foreign[0]}, which is not of scratchlm's making. Name another "
+                "folder."
+            )
+
+    @property
+    def _has_our_manifest(self) -> bool:
+        """Whether the folder's manifest is one of ours; for one that cannot be read, a lock of ours speaks."""
+        return "format_version" in _read(self.folder / MANIFEST) or (
+            is_prepared(self.folder) and (self.folder / LOCK).exists()
+        )
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether nothing is in the staging folder but what a plan leaves that was never written to its end."""
+        return all(path.name.startswith(f".{_PLAN}") for path in self.path.iterdir())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The documents of one source as they come to the mixture: block after block, without copies, pass after pass."""
 
 import base64
-import os
 from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,7 @@ from numpy.typing import NDArray
 from scratchlm.data.blocks import Block
 from scratchlm.data.seen import Seen
 from scratchlm.data.workers import Workers
-from scratchlm.data.writer import BinWriter
-from scratchlm.files.whole import told_if_unwritable
+from scratchlm.data.writer import Appended, BinWriter
 from scratchlm.text.cleaning_report import Report
 from scratchlm.text.lanes import Cursor, permutation
 
@@ -55,8 +53,8 @@ class Copies:
             near_keys: Near keys of a document; 0 looks for whole copies alone.
         """
         self._hashes, self._near = Seen(), Seen()
-        self._log, self._width = log, 1 + near_keys
-        self._file: IO[bytes] | None = None
+        self._log, self._width = Appended(log, 0), 1 + near_keys
+        self._n_logged = 0
 
     def new(self, block: Block, dropped: Counter[str]) -> NDArray[np.int64]:
         """Places of the documents of a block that are no copies; counts the others by reason."""
@@ -66,48 +64,48 @@ class Copies:
         if self._width == 1:
             return places
         # A near copy's own keys count too: what is near to it goes with it.
-        is_far = self._near.add(block.near_keys[places].ravel()).reshape(len(places), -1).all(axis=1)
+        is_far = self._near.add(block.near_keys[places].ravel()).reshape(-1, self._width - 1).all(axis=1)
         dropped["near copy"] += len(places) - int(is_far.sum())
         rows = np.column_stack([block.hashes[places], block.near_keys[places]])
-        with told_if_unwritable(self._log):
-            self._file = self._file or self._log.open("ab")
-            self._file.write(rows.tobytes())
+        self._log.append(rows.tobytes())
+        self._n_logged += rows.nbytes
         return places[is_far]
 
-    def commit(self) -> int:
-        """Bytes of the log that `take_up` is to read."""
-        if self._file is None:
-            return 0
-        with told_if_unwritable(self._log):
-            self._file.flush()
-            return self._file.tell()
+    def commit(self) -> list[Any]:
+        """Plain values that tell `open` how much of the log is whole."""
+        return [self._n_logged, self._log.sha256]
 
-    def take_up(self, writers: Iterable[BinWriter], n_bytes: int) -> None:
-        """Goes on where a process stopped: takes in all that it has written, and its log."""
+    def open(self, writers: Iterable[BinWriter], committed: list[Any] | None = None) -> None:
+        """Goes on where a process stopped: takes in all that it has written, and its log.
+
+        Args:
+            writers: Of all splits.
+            committed: What `commit` gave; None begins anew.
+
+        Raises:
+            BrokenState: The log is not as it was left, or cannot be written.
+        """
         for writer in writers:
             hashes = writer.documents["hash"]
             for start in range(0, len(hashes), _KEYS):
                 self._hashes.add(np.ascontiguousarray(hashes[start : start + _KEYS]))
-        if not n_bytes:
+        if self._width == 1:
             return
-        with told_if_unwritable(self._log):
-            os.truncate(self._log, n_bytes)
-            with self._log.open("rb") as file:
-                while data := file.read(_KEYS * 8 * self._width):
-                    rows = np.frombuffer(data, np.uint64).reshape(-1, self._width)
-                    self._hashes.add(rows[:, 0])
-                    self._near.add(rows[:, 1:].ravel())
-            self._file = self._log.open("ab")
+        self._n_logged, sha256 = committed or (0, "")
+        self._log.open(self._n_logged, sha256)
+        with self._log.path.open("rb") as file:
+            while data := file.read(_KEYS * 8 * self._width):
+                rows = np.frombuffer(data, np.uint64).reshape(-1, self._width)
+                self._hashes.add(rows[:, 0])
+                self._near.add(rows[:, 1:].ravel())
 
     def add(self, hashes: NDArray[np.uint64]) -> None:
         """Takes in documents that are kept and not yet written."""
         self._hashes.add(hashes)
 
     def close(self) -> None:
-        """Closes and removes the log."""
-        if self._file is not None:
-            self._file.close()
-            self._log.unlink()
+        """Closes the log, which stays for whoever goes on."""
+        self._log.close()
 
 
 class Supply:

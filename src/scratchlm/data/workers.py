@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import subprocess
@@ -49,6 +50,9 @@ class Workers(Protocol):
             UserError: As `BlockMaker.next`, or a process was killed.
         """
 
+    def committed(self) -> None:
+        """Hears that of the blocks collected so far, only the last of each source can be asked for again."""
+
 
 class Here:
     """Makes blocks in this process, when they are collected."""
@@ -76,6 +80,9 @@ class Here:
         """As `Workers.collect`."""
         return self._maker.next(source, lane)
 
+    def committed(self) -> None:
+        """As `Workers.committed`; nothing was kept."""
+
 
 class Processes:
     """Makes blocks in processes of their own, each with some of the lanes."""
@@ -90,21 +97,29 @@ class Processes:
         self._connections: list[Connection] = []
 
     def __enter__(self) -> Self:
-        for _ in range(self.n):
-            ours, theirs = multiprocessing.Pipe()
-            # Not multiprocessing's own processes: a fork would copy locks that other threads hold, and a spawn would
-            # run the user's script again.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from scratchlm.data.workers import work; work"
-            command = [sys.executable, "-c", f"{code}({theirs.fileno()}, {os.getpid()})"]
-            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
-            theirs.close()
-            self._connections.append(ours)
+        # Ctrl-C reaches all processes; this one ends the others, which inherit that they are not to look at it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            for _ in range(self.n):
+                self._start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for ours in self._connections:
             with suppress(OSError):  # it has been killed already, which its first order will find out
                 ours.send(self._begun)
             # Without someone who takes blocks off the pipe at once, a process would wait there instead of working.
             threading.Thread(target=self._receive, args=(ours,), daemon=True).start()
         return self
+
+    def _start(self) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        # Not multiprocessing's own processes: a fork would copy locks that other threads hold, and a spawn would run
+        # the user's script again.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from scratchlm.data.workers import work; work"
+        command = [sys.executable, "-c", f"{code}({theirs.fileno()}, {os.getpid()})"]
+        self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
+        theirs.close()
+        self._connections.append(ours)
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
@@ -131,6 +146,9 @@ class Processes:
         if isinstance(made, BaseException):
             raise made
         return made  # type: ignore[no-any-return]
+
+    def committed(self) -> None:
+        """As `Workers.committed`; nothing was kept."""
 
     def _receive(self, connection: Connection) -> None:
         try:
@@ -159,7 +177,6 @@ def work(descriptor: int, parent: int) -> None:
         descriptor: Of the connection that they come by; first comes what `BlockMaker` takes.
         parent: Process id of the one that gives them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that gives the orders ends the others
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # the other cores have processes
     connection = Connection(descriptor)
@@ -178,16 +195,30 @@ def _follow_orders(connection: Connection) -> None:
                 maker.begin(source, lane, cursor)
             made: Any = maker.next(source, lane)
         except Exception as error:
-            if not isinstance(error, UserError):  # a bug of ours: its traceback would be lost on the way
-                error.add_note(traceback.format_exc())
-            made = error
+            made = error if isinstance(error, UserError) else _fit_to_travel(error)
         connection.send(((source, lane), made))
+
+
+def _fit_to_travel(bug: Exception) -> Exception:
+    """An error of ours with its traceback, which would be lost on the way."""
+    told = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(bug))
+    except Exception:  # not every error can be made again out of its text
+        bug = RuntimeError(f"{type(bug).__name__}: {bug}")
+    bug.add_note(told)
+    return bug
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_SECONDS)
     os._exit(1)
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers(lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> Workers:

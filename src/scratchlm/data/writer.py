@@ -42,8 +42,8 @@ class BinWriter:
         self.n_tokens, self.n_documents = 0, 0
         self._end_of_text = np.array([end_of_text_id], TOKEN)
         self._committed = committed
-        self._bin = _Appended(Path(folder) / f"{split}.bin", 0)
-        self._index = _Appended(Path(folder) / f"{split}.docs.npy", len(index_header(0)))
+        self._bin = Appended(Path(folder) / f"{split}.bin", 0)
+        self._index = Appended(Path(folder) / f"{split}.docs.npy", len(index_header(0)))
         self._ids: list[NDArray[np.uint16]] = []
         self._records = bytearray()
         self._n_waiting = 0
@@ -143,7 +143,7 @@ class BinWriter:
         return np.memmap(self._index.path, DOCUMENT, mode="r", offset=header, shape=(self.n_documents,))
 
 
-class _Appended:
+class Appended:
     """A file behind a header, written from its front to its end and hashed on the way; the header is not hashed."""
 
     def __init__(self, path: Path, header_bytes: int) -> None:

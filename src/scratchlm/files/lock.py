@@ -32,19 +32,22 @@ def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
             raise BrokenState(
                 f"{folder}: in use by {_owner(file.read())}. Wait for it or name another folder."
             ) from None
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-        file.flush()
+        with told_if_unwritable(Path(folder) / name):
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
 
 
-def _opened(path: Path) -> IO[str]:
+def _opened(path: Path) -> IO[bytes]:
     with told_if_unwritable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # below /proc and the like
+            raise BrokenState(f"{path.parent}: cannot be written ({error.strerror}). Name another folder.") from error
+        return path.open("ab+", buffering=0)  # what a full disk has no room for is not tried again on closing
 
 
-def _owner(text: str) -> str:
+def _owner(text: bytes) -> str:
     try:
         owner = json.loads(text)
         return f"process {owner['pid']} on {owner['host']}"

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import IO, Any
 
 from scratchlm.errors import BrokenState
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE_PLACE = (
     errno.EACCES,
     errno.EPERM,
@@ -67,12 +70,37 @@ def told_if_unwritable(path: str | Path) -> Iterator[None]:
 
 def unwritable(path: str | Path, error: OSError) -> Exception:
     """The one line for a file that could not be written; errors of another kind come back as they are."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in _NO_SPACE:
         free = _free_bytes(path)
         return BrokenState(f"{path}: no space left to write it ({free:,} bytes free there). Make space and run again.")
     if error.errno in _UNUSABLE_PLACE:
         return BrokenState(f"{path}: cannot be written ({error.strerror}). Name a folder that you may write to.")
     return error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder where the system keeps what nobody needs for long; it is gone behind the block.
+
+    Raises:
+        BrokenState: It cannot be made, or what the block writes to it finds no space.
+    """
+    place = os.environ.get("TMPDIR", "/tmp")
+    cure = "Make space there, or name another folder in TMPDIR, and run again."
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="scratchlm-")
+    except OSError as error:
+        raise BrokenState(
+            f"{place}: no temporary file can be written ({_free_bytes(place):,} bytes free). {cure}"
+        ) from error
+    with folder as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            told = re.search(r"\(os error (\d+)\)", str(error))  # as libraries in Rust tell it
+            if (int(told[1]) if told else error.errno) not in _NO_SPACE:
+                raise
+            raise BrokenState(f"{place}: no space left ({_free_bytes(place):,} bytes free). {cure}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -7,6 +7,7 @@ the same order each time. Nothing is imported to read its docstrings: the files 
 import ast
 import functools
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -91,6 +92,12 @@ def documents(name: str) -> Iterator[Row]:
         return tales()
     assert name in ("python-docs", "package-readmes"), name
     return iter(_python_docs() if name == "python-docs" else _package_readmes())
+
+
+def made_of(name: str) -> list[str]:
+    """What a built-in source is made of, beside this package; the text is the same as long as this is."""
+    installed = [f"{package.name} {package.version}" for package in metadata.distributions()]
+    return {"python-docs": [sys.version], "package-readmes": [sys.version, *sorted(installed)]}.get(name, [])
 
 
 @functools.cache

@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scratchlm.errors import BadValue
-from scratchlm.text.hub_outages import ADDRESS, Interrupted, set_up_clients
+from scratchlm.text.hub_outages import Interrupted, set_up_clients
 
 _N_FOOTERS = 3  # read for an estimate (chosen, not tuned)
 _LENGTH_BYTES = 4  # that parquet, like Arrow, spends on the length of each text
@@ -49,7 +48,7 @@ def on_hub(repository: str, configuration: str | None, split: str, revision: str
     """Asks the hub for a split.
 
     Raises:
-        BadValue: The configuration has no such split.
+        ValueError: The configuration has no such split.
         Exception: Whatever the hub's clients raise.
     """
     set_up_clients()
@@ -61,7 +60,7 @@ def on_hub(repository: str, configuration: str | None, split: str, revision: str
     root = f"hf://datasets/{repository}@{info.sha}"
     format, options, splits = _loader(repository, configuration, info.sha, root)
     text_bytes = _text_bytes(card.get("dataset_info"), configuration, split)
-    names = _named(splits, split, repository)
+    names = _named(splits, split)
     return Files(root, info.sha, _licence(card), format, options, names, text_bytes)
 
 
@@ -69,7 +68,7 @@ def in_folder(root: str, configuration: str | None, split: str) -> Files:
     """Looks for a split in a folder that was filled by other means than `prefetch`.
 
     Raises:
-        BadValue: The configuration has no such split.
+        ValueError: The configuration has no such split.
         Exception: Whatever `datasets` raises.
     """
     set_up_clients()
@@ -78,15 +77,13 @@ def in_folder(root: str, configuration: str | None, split: str) -> Files:
     readme = os.path.join(root, "README.md")
     card = _plain(DatasetCard.load(readme).data) if os.path.exists(readme) else {}
     format, options, splits = _loader(root, configuration, None, os.path.realpath(root))
-    names = _named(splits, split, root)
+    names = _named(splits, split)
     return Files(root, None, _licence(card), format, options, names)
 
 
-def _named(splits: dict[str, list[str]], split: str, where: str) -> list[str]:
+def _named(splits: dict[str, list[str]], split: str) -> list[str]:
     if split not in splits:
-        raise BadValue(
-            f"{where} cannot be opened as asked: Bad split: {split}. Available splits: {list(splits)} Write {ADDRESS}."
-        )
+        raise ValueError(f"Bad split: {split}. Available splits: {list(splits)}.")
     return splits[split]
 
 

@@ -24,6 +24,8 @@ _TRIES_OF_BAD_DATA = 3  # a garbled answer may come right, a garbled file does n
 
 Answer = TypeVar("Answer")
 
+_has_answered = False  # the hub, to this process, be it with an error
+
 
 class Interrupted(Exception):
     """An answer of the hub did not come, or not whole; asked again later, it may.
@@ -83,6 +85,8 @@ def set_up_clients() -> None:
             except httpx2.RequestError as error:
                 why = str(error) or type(error).__name__
                 raise Interrupted(why, is_unreachable=isinstance(error, httpx2.ConnectError)) from error
+            global _has_answered
+            _has_answered = True
             if response.status_code in (408, 429) or response.status_code >= 500:
                 response.close()
                 raise Interrupted(f"HTTP {response.status_code}", _asked_wait(response.headers))
@@ -188,13 +192,14 @@ class Patience:
     def _why(self, error: Exception) -> Interrupted | None:
         if found := interruption(error):
             return found
-        if _is_bad_data(error):
+        if is_bad_data(error):
             self._n_bad += 1
             return Interrupted("data that cannot be read") if self._n_bad < _TRIES_OF_BAD_DATA else None
         return None
 
 
-def _is_bad_data(error: Exception) -> bool:
+def is_bad_data(error: Exception) -> bool:
+    """Whether `error` says that what came is not what a file of its kind holds."""
     import pyarrow
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -205,19 +210,25 @@ def _is_bad_data(error: Exception) -> bool:
 
 def interruption(error: BaseException | None) -> Interrupted | None:
     """The interruption that led to `error`, if one did."""
-    while error is not None:
-        if isinstance(error, Interrupted):
-            return error
-        if isinstance(error, ConnectionError | TimeoutError) and not error.__context__:
-            return Interrupted(str(error) or type(error).__name__)
+    import httpx2
+
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or error.__context__
+    for link in chain:
+        if isinstance(link, Interrupted):
+            return link
+    for link in chain:  # what did not pass through the client's `send`, such as the body of a download
+        if isinstance(link, httpx2.RequestError | ConnectionError | TimeoutError):
+            return Interrupted(str(link) or type(link).__name__)
     return None
 
 
 def outlast(key: str, repository: str, seconds: float, ask: Callable[[], Answer]) -> Answer:
     """What `ask` gives, tried again through outages.
 
-    A hub that cannot be connected to at all is not waited for: then this machine has no network.
+    A hub that cannot be connected to, and never answered this process, is not waited for: there is no network then.
     """
     patience = Patience(key, repository, seconds)
     while True:
@@ -225,7 +236,7 @@ def outlast(key: str, repository: str, seconds: float, ask: Callable[[], Answer]
             return ask()
         except Exception as error:
             found = interruption(error)
-            if found and found.is_unreachable:
+            if found and found.is_unreachable and not _has_answered:
                 raise
             patience.wait(error)
 
@@ -262,12 +273,12 @@ def _explained(error: Exception, key: str, repository: str, revision: str | None
         return MissingFile(
             f"{key}: no dataset {repository} on the hub. Check owner and name; if it is private, run `hf auth login`."
         )
-    if _is_bad_data(error):
+    if is_bad_data(error):
         return BrokenState(f"{here} sent data that cannot be read ({said}). Run again.")
     if isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
         return MissingFile(f"{here} has no data files that can be read ({said}). Name another one.")
     if isinstance(error, OSError) or type(error).__module__.startswith("http"):
         return BrokenState(f"{key}: cannot read {repository} ({said}). Run the same command again.")
-    if isinstance(error, ValueError):  # an unknown configuration; the text names those there are
+    if isinstance(error, ValueError):  # an unknown configuration or split; the text names those there are
         return BadValue(f"{here} cannot be opened as asked: {said} Write {ADDRESS}.")
     return error

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
 from scratchlm.text.parts import Chunk, Part, Row, State
 
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -60,14 +60,16 @@ def find_files(key: str, path: str, kinds: Sequence[str] = KINDS) -> list[tuple[
             raise MissingFile(f"{key}: no file {path}. Check the path (this folder is {os.getcwd()}).")
         if os.path.isdir(path):
             raise BadValue(f"{key}: {path} is a folder. Name its files, such as {os.path.join(path, '*.txt')}.")
+        if not os.path.isfile(path):
+            raise BadValue(f"{key}: {path} is no regular file. Write its text to one, and name that.")
         found = [path]
     else:
         found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
         if not found:
             raise MissingFile(f"{key}: no file matches {path}. Check the pattern (this folder is {os.getcwd()}).")
     if unreadable := [name for name in found if (kind_of(name) or os.path.splitext(name)[1]) not in kinds]:
-        allowed = ALLOWED if kinds == KINDS else " or ".join(kinds)
-        raise BadValue(f"{key}: {unreadable[0]} cannot be read. Name files that end in {allowed}.")
+        what, allowed = ("text", ALLOWED) if kinds == KINDS else ("ids", " or ".join(kinds))
+        raise BadValue(f"{key}: {unreadable[0]} cannot be read as {what}. Name files that end in {allowed}.")
     root = os.path.dirname(found[0]) if len(found) == 1 else os.path.commonpath([os.path.dirname(n) for n in found])
     return [(name, Path(os.path.relpath(name, root or ".")).as_posix()) for name in found]
 
@@ -331,7 +333,11 @@ def _open(path: str) -> IO[bytes]:
 def _readable(key: str, path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except (UserError, PermissionError):
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError | EOFError | zlib.error) or type(error).__module__.startswith("pyarrow")):
+            raise
         reason = str(error).splitlines()[0]
         raise BrokenState(f"{key}: {path} cannot be read to its end ({reason}). Fetch or pack it again.") from error
 
@@ -391,8 +397,10 @@ def parquet_file(key: str, path: str, column: str) -> Any:
         raise BrokenState(
             f"{key}: {path} is no whole parquet file ({str(error).splitlines()[0]}). Fetch it again."
         ) from error
-    if column not in file.schema_arrow.names:
+    if not (n := file.schema_arrow.names.count(column)):
         raise missing_column(key, path, column, file.schema_arrow.names)
+    if n > 1:
+        raise BadValue(f"{key}: {path} has {n} columns named {column!r}. Write it again with one, or name another.")
     check_text_type(key, path, column, file.schema_arrow.field(column).type)
     return file
 

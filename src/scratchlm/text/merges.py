@@ -8,11 +8,11 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from scratchlm.files.whole import temporary_folder
 
 # What `tokenizers` cuts words by, in the spelling that `ffbpe` has a scanner of its own for: three times as fast as the
 # same pattern spelled otherwise.
@@ -87,9 +87,9 @@ def _by_ffbpe(texts: Iterable[str], n_tokens: int, min_frequency: int) -> list[t
     library = ffbpe.BpeTrainer([], initial_alphabet="byte_level", bigram_cutoff_freq=min_frequency)
     library.add_word_counter(counter)
     library.train(n_tokens)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "merges.txt"
-        library.validate_model().save_files(Path(folder) / "vocab.json", file, format="gpt2")
+    with temporary_folder() as folder:
+        file = folder / "merges.txt"
+        library.validate_model().save_merges_txt(file, format="gpt2")
         lines = file.read_text(encoding="utf-8").splitlines()
     return [(left, right) for left, right, *_ in (line.split(" ") for line in lines if line)]
 
