@@ -290,7 +290,7 @@ def test_a_finished_folder_is_left_as_it_is(prepared, three, capsys):
     manifest = Corpus(str(prepared), three, **SMALL | {"context_length": 8}).prepare()
     assert contents(prepared) == before
     assert manifest == read_manifest(prepared)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"scratchlm: {prepared}: finished before, as asked for; nothing to do\n"
 
 
 @pytest.mark.parametrize(
@@ -336,6 +336,7 @@ def test_text_that_changed_behind_finished_bins_is_told_and_lost_text_is_not(pre
     capsys.readouterr()
     Corpus(str(prepared), three, **SMALL).prepare()
     assert capsys.readouterr().err == (
+        f"scratchlm: {prepared}: finished before, as asked for; nothing to do\n"
         f"scratchlm: warning: data.sources.short: {short} has changed since the bins were made; "
         "make them anew with scratchlm prepare --fresh true -c YOUR.yaml\n"
     )
@@ -349,13 +350,13 @@ def test_a_tokenizer_that_changed_behind_finished_bins_is_told(prepared, tmp_pat
     again.prepare()
     capsys.readouterr()
     again.prepare()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"scratchlm: {tmp_path / 'again'}: finished before, as asked for; nothing to do\n"
     adopted.write_text(adopted.read_text() + "\n")
     again.prepare()
     assert f"warning: data.tokenizer: {adopted} has changed since" in capsys.readouterr().err
     adopted.unlink()
     again.prepare()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"scratchlm: {tmp_path / 'again'}: finished before, as asked for; nothing to do\n"
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -86,11 +86,11 @@ def show(
     check_files(folder, manifest)
     if document is not None and at is not None:
         raise BadValue(f"--document={document}, --at={at}: both are given. Keep one.")
+    if f"{split}.bin" not in manifest["files"]:
+        raise MissingFile(f"--split={split}: no {split}.bin in {folder}. It holds {', '.join(manifest['files'])}.")
     if document is None and at is None:
         print(_card(folder, manifest))
         return
-    if f"{split}.bin" not in manifest["files"]:
-        raise MissingFile(f"--split={split}: no {split}.bin in {folder}. It holds {', '.join(manifest['files'])}.")
     bin_ = Bin(folder, split)
     if at is not None:
         _require_below("at", at, bin_.n_tokens, f"tokens of {split}.bin")

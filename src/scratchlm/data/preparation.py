@@ -230,6 +230,7 @@ class Corpus:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
             self._compare(manifest["settings"])
+            print(f"scratchlm: {folder}: finished before, as asked for; nothing to do", file=sys.stderr)
             _warn(changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {})))
             return manifest
         with staging.owned():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.bins import MANIFEST, SPLIT_FILES, TOKENIZER_FILES, is_prepared, read_manifest
-from scratchlm.errors import BadValue, UserError
+from scratchlm.errors import BadValue, BrokenState, UserError
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, sha256, sync_folder, told_if_unwritable, write_json
 
@@ -52,7 +52,7 @@ class Staging:
                 if isinstance(error, BadValue) or "tokenizer" not in self.plan():
                     self.clear()
                     if not was_locked_before:
-                        (self.folder / LOCK).unlink()
+                        (self.folder / LOCK).unlink(missing_ok=True)
                     if not was_there:
                         with suppress(OSError):  # someone has put a file there meanwhile
                             self.folder.rmdir()
@@ -94,8 +94,11 @@ class Staging:
         """
         new = self.path / f"{_COMMIT}.new"
         with told_if_unwritable(new):
-            new.write_text(json.dumps(state), encoding="utf-8")
-            os.replace(new, self.path / _COMMIT)
+            try:
+                new.write_text(json.dumps(state), encoding="utf-8")
+                os.replace(new, self.path / _COMMIT)
+            except FileNotFoundError as error:
+                raise BrokenState(f"{self.path}: was removed while bins were made in it. Run again.") from error
 
     def committed(self) -> dict[str, Any]:
         """The last state that was noted; empty where there is none."""
