@@ -675,6 +675,15 @@ def test_a_small_corpus_is_warned_of_and_the_warning_names_the_cure(folder, writ
     assert warnings_for(manifest, CONTEXT) == manifest["card"]["warnings"]
 
 
+SHARES = ("asked_share", "achieved_share")
+
+
+def test_shares_that_nobody_holds_are_told_with_their_cure(folder, three, capsys):
+    Corpus(str(folder), three, **SMALL).prepare()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "data.total_tokens is not set" in line]
+    assert re.search(r"so (\w+) has \d+% of the tokens and not [24]0%\. Set data.total_tokens", line)
+
+
 @pytest.mark.parametrize(
     ("n_tokens", "n_characters", "n_sources", "n_warnings"),
     [
@@ -687,7 +696,8 @@ def test_a_small_corpus_is_warned_of_and_the_warning_names_the_cure(folder, writ
 )
 def test_warnings_begin_where_they_are_said_to(n_tokens, n_characters, n_sources, n_warnings):
     card = {
-        "sources": [{"name": "one", "tokens": {"train": 900, "val": 100}}] * n_sources,
+        "sources": [{"name": "one", "tokens": {"train": 900, "val": 100}, **dict.fromkeys(SHARES, 1 / n_sources)}]
+        * n_sources,
         "tokens": {"train": n_tokens},
         "characters": n_characters,
         "asked_tokens": None,

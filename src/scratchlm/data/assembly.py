@@ -210,7 +210,7 @@ def nothing_left(source: Source, dropped: Mapping[str, int]) -> str:
     why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
     return (
         f"{source.key}: no document left to train on ({f'dropped: {why}' if why else 'it is empty'}). "
-        "Add text, or let data.cleaning drop less."
+        f"Add text, or let {'data.near_duplicates' if dropped.get('near copy') else 'data.cleaning'} drop less."
     )
 
 

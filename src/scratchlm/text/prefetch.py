@@ -1,5 +1,6 @@
 """Brings what splits of the hub are made of into a folder, for preparing without a network."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,12 @@ def prefetch(splits: Sequence[Split], folder: str) -> None:
             for name, size in sizes.items():
                 _bring(split, files, root, name, size, progress)
             note_split(root, split.configuration, split.split, files, {n: sizes[n] for n in files.names})
+    said = f"{missing / 1e6:,.1f} MB brought" if missing else "all there before"
+    print(
+        f"scratchlm: {folder}: {len(wanted)} files of {len(roots)} repositories, {sum(wanted.values()) / 1e6:,.1f} MB, "
+        f"{said}; read them with --data.hub_folder {folder}",
+        file=sys.stderr,
+    )
     for root in roots.values():  # halves of a try that was killed, under names that its successor did not use
         for half in root.glob(".cache/huggingface/download/**/*.incomplete"):
             half.unlink()
