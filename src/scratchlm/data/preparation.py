@@ -87,8 +87,8 @@ class Corpus:
                 pass has an order of its own and leaves out validation, test and copies.
             cleaning: Steps that each document goes through, by name, or as name: {argument: value}; None is unicode,
                 whitespace, length. docs/corpus.md has them all, and how to name a filter of datatrove.
-            near_duplicates: Likeness from which a document counts as a copy, 0.5 to 0.95, such as 0.8 of its runs of words
-                (MinHash; needs scratchlm[near]). Whole copies always go.
+            near_duplicates: Likeness from which a document counts as a copy, 0.5 to 0.95, such as 0.8 of its runs of
+                words (MinHash; needs scratchlm[near]). Whole copies always go.
             context_length: Inputs of one window, in tokens; each source must fill one in validation.
             n_processes: Processes that read, clean and encode; None is one a core, where there is enough text for it.
                 More than 8 a source bring nothing. The bins do not depend on it.
