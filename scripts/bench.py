@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batches import windows
+from benchmarks.one_pass import one_pass
 from benchmarks.outputs import OURS, Wrong
 from benchmarks.peers import NEEDS
 from benchmarks.preparation import memory, prepare
@@ -70,6 +71,14 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--megatokens", type=float, default=32, help="of each contestant in a round (default: 32)")
     verb.add_argument("--rounds", type=int, default=5, help="after one to warm up (default: 5)")
+    verb = add("pass", one_pass, prepared)
+    verb.add_argument("--megabytes", type=float, default=50, help="text to make blocks of (default: 50)")
+    verb.add_argument("--megatokens", type=float, default=500, help="that the pass writes (default: 500)")
+    verb.add_argument(
+        "--tokens-a-document", type=int, nargs="+", default=[200, 800, 8000], help="default: 200 800 8000"
+    )
+    verb.add_argument("--megadocuments", type=float, default=50, help="in the table of hashes (default: 50)")
+    verb.add_argument("--rounds", type=int, default=3, help="of each (default: 3)")
     return whole
 
 

@@ -48,7 +48,8 @@ def pins(platform: dict[str, str]) -> dict[str, str]:
 
 def asked() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return requirements([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    return requirements([*project["dependencies"], *(line for line in extras if not line.startswith("scratchlm["))])
 
 
 def environment_file(name: str) -> tuple[dict[str, object], list[str]]:

@@ -71,6 +71,8 @@ def windows(given: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def large_bin(given: argparse.Namespace, work: Path) -> Path:
     """A bins folder whose train.bin is a small corpus over and over, for its readers do not look at what is in it."""
+    from scratchlm.data.bins import sealed
+
     require_space(work, 1.2 * given.megabytes)
     text = made(work / "bench.jsonl", 2, given.text, given.column)
     folder, log = work / "bins", work / "log.txt"
@@ -84,7 +86,7 @@ def large_bin(given: argparse.Namespace, work: Path) -> Path:
     documents = np.load(folder / "train.docs.npy")
     np.save(folder / "train.docs.npy", documents[documents["start"] < left // 2])
     manifest["files"]["train.docs.npy"]["bytes"] = (folder / "train.docs.npy").stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)), encoding="utf-8")
     with bar("writing the bin", left / 1e6) as progress, file.open("wb") as out:
         while left:
             written = out.write(once[:left])

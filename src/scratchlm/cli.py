@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +39,16 @@ _FUNCTIONS = {
     "corpus check": "scratchlm.data.inspection:check",
     "corpus show": "scratchlm.data.inspection:show",
 }
+_SHOWN_CHARACTERS = 100  # of a value that cannot be read; more of it hides what is said (chosen, not tuned)
+_WORDS_FOR_TYPES = {
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "list",
+    "dict": "mapping",
+    "NoneType": "null",
+}
 _HELP = ("-h", "--help", "help")
 _TRAINER_VERBS = ("fit", "validate", "test", "predict")
 
@@ -52,6 +62,13 @@ def main() -> None:
         _run(sys.argv[1:])
     except UserError as error:
         print(f"scratchlm: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as error:
+        print(
+            f"scratchlm: error: {error.filename}: may not be read or written (permission denied). Change its "
+            "permissions, or name another.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except BrokenPipeError:  # whoever read our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -227,6 +244,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         value = get_loader("yaml")(text)
+        _refuse_keys_given_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise MissingFile(
             f"--config={path}: {error.strerror}. Name a YAML file; the project's own are in configs/."
@@ -241,6 +259,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
                 f"--config={path}: {part}: is {value[part]!r} and must hold keys. Write some, or leave it out."
             )
     return value
+
+
+def _refuse_keys_given_twice(path: str | Path, node: Any) -> None:
+    """YAML's loader keeps the last of two equal keys and says nothing."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise BadValue(f"--config={path}: the key {key} is given twice in one place. Keep one of them.")
+    if isinstance(node, yaml.CollectionNode):
+        for child in node.value:
+            for part in child if isinstance(child, tuple) else (child,):
+                _refuse_keys_given_twice(path, part)
 
 
 def write_yaml(path: str | Path, value: dict[str, Any]) -> None:
@@ -302,12 +335,31 @@ def _plain(message: str) -> str:
     )
     if union is None:
         return message
-    example = ""
-    if "dict" in union["types"]:
-        example = " A mapping is written as YAML, with a blank after the colon: '{text: input.txt}'."
-    elif "list" in union["types"]:
-        example = ' A list is written as YAML: \'["one", "two"]\'.'
-    return f"{union['key']}={union['value'].strip()}: is none of the kinds it takes: {union['types']}.{example}"
+    value = one_line(re.split(r"Given value: | - Expected ", union["value"])[-1])  # the whole of a nested one
+    shown = value if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]}..."
+    return f"{union['key']}={shown}: is no {_in_words(union['types'])}.{_example(union['key'], union['types'], value)}"
+
+
+def _in_words(types: str) -> str:
+    """Types as jsonargparse prints them, in plain words."""
+    found = []
+    for begins, words in _WORDS_FOR_TYPES.items():
+        if re.search(rf"(?:^|, |'){begins}", types):
+            found.append(words)
+    return " or ".join(found) or types
+
+
+def _example(key: str, types: str, value: str) -> str:
+    with suppress(ValueError, OverflowError):
+        if "int" in types and float(value) == int(float(value)):
+            return f" Write {int(float(value))}."
+    if key.endswith("cleaning"):
+        return " A list is written as YAML: '[unicode, whitespace, {length: {min_characters: 200}}]'."
+    if "dict" in types:
+        return " A mapping is written as YAML, with a blank after the colon: '{text: input.txt}'."
+    if "list" in types:
+        return ' A list is written as YAML: \'["one", "two"]\'.'
+    return ""
 
 
 class OneLineParser(OneLineErrors, ArgumentParser):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from scratchlm.data.bins import Bin, read_manifest
+from scratchlm.data.bins import Bin, read_manifest, sealed
 from scratchlm.data.foreign import adopt, characters_of, is_foreign
 from scratchlm.data.inspection import check, damage, show
 from scratchlm.data.preparation import Corpus
@@ -373,7 +373,7 @@ def test_only_bins_of_others_without_a_manifest_are_foreign(characters, tmp_path
     assert is_foreign(characters)
     manifest = read_manifest(characters)
     del manifest["card"]["adopted"]
-    (characters / "manifest.json").write_text(json.dumps(manifest))
+    (characters / "manifest.json").write_text(json.dumps(sealed(manifest)))
     assert not is_foreign(characters)
     (characters / "manifest.json").unlink()
     (characters / "val.bin").unlink()

@@ -290,7 +290,7 @@ def test_a_finished_folder_is_left_as_it_is(prepared, three, capsys):
     manifest = Corpus(str(prepared), three, **SMALL | {"context_length": 8}).prepare()
     assert contents(prepared) == before
     assert manifest == read_manifest(prepared)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"scratchlm: {prepared}: finished before, as asked for; nothing to do\n"
 
 
 @pytest.mark.parametrize(
@@ -336,6 +336,7 @@ def test_text_that_changed_behind_finished_bins_is_told_and_lost_text_is_not(pre
     capsys.readouterr()
     Corpus(str(prepared), three, **SMALL).prepare()
     assert capsys.readouterr().err == (
+        f"scratchlm: {prepared}: finished before, as asked for; nothing to do\n"
         f"scratchlm: warning: data.sources.short: {short} has changed since the bins were made; "
         "make them anew with scratchlm prepare --fresh true -c YOUR.yaml\n"
     )
@@ -349,13 +350,13 @@ def test_a_tokenizer_that_changed_behind_finished_bins_is_told(prepared, tmp_pat
     again.prepare()
     capsys.readouterr()
     again.prepare()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"scratchlm: {tmp_path / 'again'}: finished before, as asked for; nothing to do\n"
     adopted.write_text(adopted.read_text() + "\n")
     again.prepare()
     assert f"warning: data.tokenizer: {adopted} has changed since" in capsys.readouterr().err
     adopted.unlink()
     again.prepare()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"scratchlm: {tmp_path / 'again'}: finished before, as asked for; nothing to do\n"
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -417,11 +418,36 @@ def test_a_damaged_folder_is_not_taken_for_finished(prepared, three):
         Corpus(str(prepared), three, **SMALL).prepare()
 
 
-def test_what_a_killed_process_left_is_cleared_away(folder, three):
+def test_what_a_process_left_that_was_killed_at_once_is_cleared_away(folder, three):
     (folder / ".partial").mkdir(parents=True)
-    (folder / ".partial" / "train.bin").write_bytes(b"half")
+    (folder / ".partial" / ".plan.json.partial-77").write_bytes(b"{")
     Corpus(str(folder), three, **SMALL).prepare()
     assert not (folder / ".partial").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_someone_else_that_is_called_as_ours_is_left_alone(folder, three, fresh):
+    (folder / ".partial").mkdir(parents=True)
+    (folder / ".partial" / "precious").write_text("mine")
+    with pytest.raises(BadValue, match=r"holds \.partial, which is not of scratchlm's making"):
+        Corpus(str(folder), three, **SMALL).prepare(fresh=fresh)
+    assert contents(folder) == {"precious": b"mine"}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_manifest_of_someone_else_is_left_alone(folder, three, fresh):
+    folder.mkdir()
+    for name, text in (("manifest.json", '{"name": "a web extension"}'), ("vocab.json", "{}")):
+        (folder / name).write_text(text)
+    with pytest.raises(BadValue, match=r"holds manifest\.json, which is not of scratchlm's making"):
+        Corpus(str(folder), three, **SMALL).prepare(fresh=fresh)
+    assert set(contents(folder)) == {"manifest.json", "vocab.json"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/proc/bins"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, three, name):
+    with pytest.raises(BrokenState, match="cannot be written"):
+        Corpus(str(tmp_path / name), three, **SMALL).prepare()
 
 
 def test_two_processes_do_not_write_one_folder(folder, three):
@@ -554,7 +580,7 @@ def test_a_corpus_larger_than_the_disk_is_refused_before_it_is_read(folder, tmp_
     os.truncate(tmp_path / "large.txt", 8 * 10**12)  # sparse: it takes no space itself
     source = {"uri": str(tmp_path / "large.txt"), "separator": "---"}
     with pytest.raises(BrokenState, match="bytes are needed"):
-        Corpus(str(folder), {"a": source}, total_tokens=10**18, **SMALL).prepare()
+        Corpus(str(folder), {"a": source}, total_tokens=10**15, **SMALL).prepare()
     assert not folder.exists()
 
 
@@ -649,6 +675,15 @@ def test_a_small_corpus_is_warned_of_and_the_warning_names_the_cure(folder, writ
     assert warnings_for(manifest, CONTEXT) == manifest["card"]["warnings"]
 
 
+SHARES = ("asked_share", "achieved_share")
+
+
+def test_shares_that_nobody_holds_are_told_with_their_cure(folder, three, capsys):
+    Corpus(str(folder), three, **SMALL).prepare()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "data.total_tokens is not set" in line]
+    assert re.search(r"so (\w+) has \d+% of the tokens and not [24]0%\. Set data.total_tokens", line)
+
+
 @pytest.mark.parametrize(
     ("n_tokens", "n_characters", "n_sources", "n_warnings"),
     [
@@ -661,7 +696,8 @@ def test_a_small_corpus_is_warned_of_and_the_warning_names_the_cure(folder, writ
 )
 def test_warnings_begin_where_they_are_said_to(n_tokens, n_characters, n_sources, n_warnings):
     card = {
-        "sources": [{"name": "one", "tokens": {"train": 900, "val": 100}}] * n_sources,
+        "sources": [{"name": "one", "tokens": {"train": 900, "val": 100}, **dict.fromkeys(SHARES, 1 / n_sources)}]
+        * n_sources,
         "tokens": {"train": n_tokens},
         "characters": n_characters,
         "asked_tokens": None,

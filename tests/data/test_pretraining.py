@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from scratchlm.data.bins import Bin, read_manifest
+from scratchlm.data.bins import Bin, read_manifest, sealed
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.data.windows import window_starts
@@ -322,7 +322,7 @@ def copied(folder, tmp_path):
 def change_manifest(folder, change):
     manifest = read_manifest(folder)
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 def test_without_a_test_split_the_key_that_makes_it_is_named(copied):

@@ -159,7 +159,9 @@ def test_blocks_that_are_there_are_not_made_again_unless_they_are_damaged(tmp_pa
     assert changed == {first, second}
     with RayWorkers(dealt, recipe, 2, folder, 1 << 30) as workers:
         assert_same_blocks(all_blocks(workers, dealt), expected)
-    assert not list(folder.glob("*.block"))
+        assert len(list(folder.glob("*.block"))) == len(expected)
+        workers.committed()
+        assert len(list(folder.glob("*.block"))) == 1  # the block in hand, which another process would begin with
 
 
 @NEEDS_RAY

@@ -414,6 +414,24 @@ def test_a_copy_of_another_revision_is_not_used(hub: Hub, copies: str) -> None:
     assert split(PAGES, folder=copies).describe()["revision"] == COMMIT
 
 
+def test_a_copy_that_changed_under_its_size_is_told_where_it_breaks_and_brought_anew(hub: Hub, copies: str) -> None:
+    path = next(Path(copies).glob("HuggingFaceFW/fineweb/sample/10BT/*.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(bytes(64) + whole[64:-2000] + bytes(2000))
+    with pytest.raises(BrokenState, match=rf"data\.sources\.web: .*{path.name} cannot be read .*scratchlm prefetch"):
+        rows(split(PAGES, folder=copies, offline=True).parts())
+    prefetch([split(PAGES)], copies)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("record", ['{"commit": 3}', "[]", "{", "null"])
+def test_a_damaged_record_of_a_copy_is_one_line(hub: Hub, copies: str, record: str) -> None:
+    path = Path(copies) / "HuggingFaceFW/fineweb/prefetched.json"
+    path.write_text(record)
+    with pytest.raises(BrokenState, match=r"prefetched\.json is no record of a copy .* Delete it"):
+        split(PAGES, folder=copies).describe()
+
+
 def test_a_copy_that_lost_bytes_is_not_used(hub: Hub, copies: str) -> None:
     path = Path(copies, "HuggingFaceFW", "fineweb", "sample", "10BT", "001_00000.parquet")
     size = path.stat().st_size

@@ -77,3 +77,30 @@ def test_texts_of_a_few_words_are_near_only_to_themselves() -> None:
 
 def test_no_texts_have_no_keys() -> None:
     assert near.band_keys([], 0.8).shape == (0, near.n_keys(0.8))
+
+
+def test_a_word_is_the_same_wherever_it_stands() -> None:
+    """Long texts are hashed in pieces: a word must not know where its piece began, nor how long the one before was."""
+    words = [f"word{number}" for number in range(60_000)]
+    text = " ".join(words)
+    assert len(text) > 2 * near._PIECE_BYTES
+    key = near.band_keys([text], 0.8)[0]
+    assert np.array_equal(key, near.band_keys([" \n" * 44_444 + "\n\t".join(words)], 0.8)[0])
+    assert not (key == near.band_keys(["-".join(words)], 0.8)[0]).any()
+    assert near._runs([b"x" * near._PIECE_BYTES * 3])[0] == near._runs([b"  " + b"x" * near._PIECE_BYTES * 3])[0]
+    half = " ".join(words[len(words) // 2 :])
+    runs, _ = near._runs([text.encode()])
+    assert np.array_equal(near._runs([half.encode()])[0], runs[len(words) // 2 :])
+
+
+def test_every_run_of_five_words_has_a_hash_of_its_own_and_none_goes_over_two_documents() -> None:
+    documents = [b"a b c d e f", b"", b"a b c d", b"b c d e f g a b c d e f", b"  x  ", b"c d e f g"]
+    runs, offsets = near._runs(documents)
+    spelled = [
+        " ".join(words[place : place + 5])
+        for words in (document.decode().split() for document in documents)
+        for place in range(max(1, len(words) - 4))
+    ]
+    assert len(spelled) == len(runs) == offsets[-1]
+    assert len(set(spelled)) == len(set(runs.tolist())) == len(set(zip(spelled, runs.tolist(), strict=True)))
+    assert [int(end - start) for start, end in itertools.pairwise(offsets)] == [2, 1, 1, 8, 1, 1]

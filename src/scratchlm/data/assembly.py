@@ -17,6 +17,7 @@ from scratchlm.data.writer import BinWriter
 from scratchlm.errors import BadValue
 from scratchlm.text.documents import Source
 
+_SHOWN_TOKENS = 1 << 15  # between two looks of the bar at its clock: they take as long as writing a document
 COMMIT_SECONDS = 1.0  # between two commits; a kill costs the work of so long (chosen, not tuned)
 
 
@@ -209,7 +210,7 @@ def nothing_left(source: Source, dropped: Mapping[str, int]) -> str:
     why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
     return (
         f"{source.key}: no document left to train on ({f'dropped: {why}' if why else 'it is empty'}). "
-        "Add text, or let data.cleaning drop less."
+        f"Add text, or let {'data.near_duplicates' if dropped.get('near copy') else 'data.cleaning'} drop less."
     )
 
 
@@ -230,7 +231,7 @@ class Progress:
             n_tokens: Tokens of train.bin that an earlier process has written.
         """
         self._total_tokens, self._text_bytes, self._initial = total_tokens, text_bytes, n_tokens
-        self._n_bytes = 0
+        self._n_bytes = self._n_waiting = 0
 
     def __enter__(self) -> Self:
         self._bar = bar("tokens", " tokens", self._total_tokens, self._initial)
@@ -240,6 +241,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._show()
         if kind is None:
             self._bar.total = self._bar.n
             self._show_megabytes()
@@ -248,9 +250,14 @@ class Progress:
     def add(self, split: str, n_tokens: int, n_bytes: int) -> None:
         """Books a document."""
         self._n_bytes += n_bytes
-        if self._total_tokens and split != "train":
-            return
-        if self._text_bytes and not self._total_tokens:
+        if split == "train" or not self._total_tokens:
+            self._n_waiting += n_tokens
+            if self._n_waiting >= _SHOWN_TOKENS:
+                self._show()
+
+    def _show(self) -> None:
+        n_tokens, self._n_waiting = self._n_waiting, 0
+        if self._text_bytes and self._n_bytes and not self._total_tokens:
             n_read = self._bar.n + n_tokens - self._initial
             self._bar.total = max(self._bar.n + n_tokens, round(n_read * self._text_bytes / self._n_bytes))
         if self._bar.update(n_tokens):  # it has drawn itself

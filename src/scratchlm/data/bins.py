@@ -5,6 +5,7 @@ the end of text) and `<split>.docs.npy` (one record a document), then `tokenizer
 is written last and removed first: a folder without it is not prepared.
 """
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -19,8 +20,8 @@ from scratchlm.files.whole import sha256, write_json
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SPLIT_FILES = tuple(f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("bin", "docs.npy"))
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
-_PARTS = {"files": dict, "settings": dict, "card": dict, "vocab_size": int, "tokenizer_sha256": str}
+_BESIDE_TOKENIZER = ("vocab.json", "merges.txt")
+TOKENIZER_FILES = ("tokenizer.json", *_BESIDE_TOKENIZER)
 MAX_VOCAB_SIZE = 1 << 16  # what uint16 can name
 CURE = "Copy the folder again, or make it anew with scratchlm prepare --fresh true -c YOUR.yaml."
 
@@ -112,22 +113,31 @@ def write_manifest(
     """
     folder = Path(folder)
     files: dict[str, dict[str, Any]] = {}
-    for path in sorted(path for name in SPLIT_FILES if (path := folder / name).is_file()):
+    for path in sorted(path for name in (*SPLIT_FILES, *_BESIDE_TOKENIZER) if (path := folder / name).is_file()):
         n_bytes = path.stat().st_size
         files[path.name] = {"bytes": n_bytes, "sha256": (hashes or {}).get(path.name) or sha256(path)}
         if path.suffix == ".bin":
             files[path.name]["tokens"] = n_bytes // TOKEN.itemsize
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "vocab_size": vocab_size,
-        "tokenizer_sha256": sha256(folder / "tokenizer.json"),
-        "files": files,
-        "settings": settings,
-        "inputs": inputs or {},
-        "card": card,
-    }
+    manifest = sealed(
+        {
+            "format_version": FORMAT_VERSION,
+            "vocab_size": vocab_size,
+            "tokenizer_sha256": sha256(folder / "tokenizer.json"),
+            "files": files,
+            "settings": settings,
+            "inputs": inputs or {},
+            "card": card,
+        }
+    )
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the SHA-256 of all that is in it, by which a later change is told."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    data = json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()
+    return rest | {"sha256": hashlib.sha256(data).hexdigest()}
 
 
 def is_prepared(folder: str | Path) -> bool:
@@ -140,12 +150,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         MissingFile: There is none.
-        BrokenState: It cannot be read, or another version of scratchlm wrote it.
+        BrokenState: It is not as it was written, or another version of scratchlm wrote it.
     """
     path = Path(folder) / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
+    except PermissionError:
+        raise
     except OSError as error:
         raise MissingFile(
             f"data.folder={folder}: no {MANIFEST} there, so no bins. Make them with scratchlm prepare."
@@ -159,23 +171,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path}: its format is version {version}, and this scratchlm reads version {FORMAT_VERSION}. "
             "Make the bins anew with scratchlm prepare --fresh true -c YOUR.yaml."
         )
-    lacking = [name for name, kind in _PARTS.items() if not isinstance(manifest.get(name), kind)]
-    if "files" not in lacking:
-        lacking += [
-            f"size and hash of {name}" for name, entry in manifest["files"].items() if not _is_entry(name, entry)
-        ]
-    if lacking:
-        raise BrokenState(
-            f"{path}: not a manifest (no {', '.join(lacking)}). Make the bins anew with scratchlm prepare --fresh true "
-            "-c YOUR.yaml."
-        )
+    if manifest != sealed(manifest):
+        raise BrokenState(f"{path}: edited or damaged since it was written. {CURE}")
     return manifest
-
-
-def _is_entry(name: str, entry: Any) -> bool:
-    """Whether an entry under `files` says what one must."""
-    kinds = {"bytes": int, "sha256": str} | ({"tokens": int} if name.endswith(".bin") else {})
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
 
 
 def check_files(folder: str | Path, manifest: dict[str, Any]) -> None:
@@ -228,6 +226,8 @@ def _file_fault(path: Path, files: dict[str, dict[str, Any]]) -> str:
     if path.suffix == ".bin":
         told = written["tokens"]
         return "" if n_bytes == told * TOKEN.itemsize else f"{n_bytes:,} bytes, and {MANIFEST} says {told:,} tokens"
+    if path.name in TOKENIZER_FILES:
+        return ""
     bin_ = files.get(path.name.removesuffix(".docs.npy") + ".bin")
     return _index_fault(path, bin_["tokens"]) if bin_ else ""
 
@@ -235,6 +235,8 @@ def _file_fault(path: Path, files: dict[str, dict[str, Any]]) -> str:
 def _index_fault(path: Path, n_tokens: int) -> str:
     try:
         documents = np.lib.format.open_memmap(path, mode="r")
+    except PermissionError:
+        raise
     except (ValueError, EOFError, OSError) as error:
         return f"not a document index ({str(error).splitlines()[0] if str(error) else 'empty'})"
     if documents.dtype != DOCUMENT or documents.ndim != 1:

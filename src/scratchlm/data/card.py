@@ -14,6 +14,7 @@ _SHOWN_TOKENS = 12  # at either end of a source, to see with one's own eyes that
 _MEMORISED_WINDOWS = 100  # a corpus of fewer is seen again within the first hundred sequences (chosen, not tuned)
 _MEMORISED_CHARACTERS = 100_000
 _MIXED_STYLE_CHARACTERS = 200_000
+_SHARE = 0.05  # of the tokens, that a source may be off before it is told (chosen, not tuned)
 _FEW_DOCUMENTS_SHARE = 0.1  # above twice what was asked (chosen, not tuned)
 
 
@@ -144,12 +145,23 @@ def card_table(manifest: dict[str, Any]) -> str:
         Lines without an end of line behind the last.
     """
     card = manifest["card"]
-    head = ("source", "documents", "text", "tokens", "a word", "val", "test", "asked", "achieved", "repeated")
+    head = (
+        "source",
+        "documents",
+        "text",
+        "tokens/word",
+        "train tokens",
+        "val",
+        "test",
+        "asked",
+        "achieved",
+        "repeated",
+    )
     rows = [head, *map(_row, card["sources"])]
-    documents = sum(entry["documents"].get("train", 0) for entry in card["sources"])
+    documents = sum(sum(entry["documents"].values()) for entry in card["sources"])
     n_bytes = sum(entry["bytes"] for entry in card["sources"])
     train, val, test = (f"{card['tokens'].get(split, 0):,}" for split in ("train", "val", "test"))
-    rows.append(("all", f"{documents:,}", _megabytes(n_bytes), train, "", val, test, "", "", ""))
+    rows.append(("all", f"{documents:,}", _megabytes(n_bytes), "", train, val, test, "", "", ""))
     if not card["tokens"].get("test"):
         rows = [row[:6] + row[7:] for row in rows]
     lines = [_aligned(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
@@ -164,10 +176,10 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     train, val, test = (f"{counts.get(split, 0):,}" for split in ("train", "val", "test"))
     return (
         entry["name"],
-        f"{entry['documents'].get('train', 0):,}",
+        f"{sum(entry['documents'].values()):,}",
         _megabytes(entry["bytes"]),
-        train,
         f"{entry['tokens_a_word']:.2f}",
+        train,
         val,
         test,
         f"{entry['asked_share']:.1%}",
@@ -231,6 +243,14 @@ def warnings_for(manifest: dict[str, Any], context_length: int) -> list[str]:
         found.append(
             f"data.sources: {len(card['sources'])} sources with {characters:,} characters together: the model will mix "
             f"their styles in one text. Give it {_MIXED_STYLE_CHARACTERS:,} characters or more, or one source."
+        )
+    unlike = [entry for entry in card["sources"] if abs(entry["achieved_share"] - entry["asked_share"]) > _SHARE]
+    if unlike and not card["asked_tokens"]:
+        most = max(unlike, key=lambda entry: float(abs(entry["achieved_share"] - entry["asked_share"])))
+        found.append(
+            f"data.sources: each is read once, for data.total_tokens is not set, so {most['name']} has "
+            f"{most['achieved_share']:.0%} of the tokens and not {most['asked_share']:.0%}. Set data.total_tokens to "
+            "hold the ratio."
         )
     if card["asked_tokens"] and tokens < card["asked_tokens"]:
         found.append(

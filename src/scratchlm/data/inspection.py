@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchlm.data.assembly import bar
-from scratchlm.data.bins import CURE, MANIFEST, TOKEN, Bin, check_files, file_faults, is_prepared, read_manifest
+from scratchlm.data.bins import (
+    CURE,
+    MANIFEST,
+    TOKEN,
+    TOKENIZER_FILES,
+    Bin,
+    check_files,
+    file_faults,
+    is_prepared,
+    read_manifest,
+)
 from scratchlm.data.card import card_table
 from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
+from scratchlm.files.whole import sha256
 from scratchlm.text.cleaning import content_hash
 from scratchlm.text.ids import DocumentStarts, ids_hash
 from scratchlm.text.tokenizer import Tokenizer, load
@@ -76,11 +86,11 @@ def show(
     check_files(folder, manifest)
     if document is not None and at is not None:
         raise BadValue(f"--document={document}, --at={at}: both are given. Keep one.")
+    if f"{split}.bin" not in manifest["files"]:
+        raise MissingFile(f"--split={split}: no {split}.bin in {folder}. It holds {', '.join(manifest['files'])}.")
     if document is None and at is None:
         print(_card(folder, manifest))
         return
-    if f"{split}.bin" not in manifest["files"]:
-        raise MissingFile(f"--split={split}: no {split}.bin in {folder}. It holds {', '.join(manifest['files'])}.")
     bin_ = Bin(folder, split)
     if at is not None:
         _require_below("at", at, bin_.n_tokens, f"tokens of {split}.bin")
@@ -192,13 +202,9 @@ class _Reading:
             told = f"{tokenizer.vocab_size:,} ids, and {MANIFEST} says {self.manifest['vocab_size']:,}"
             self._blame("tokenizer.json", told)
             return None
-        if not self.is_adopted:
-            with tempfile.TemporaryDirectory(prefix="scratchlm-") as again:
-                tokenizer.save(again)
-                for path in Path(again).iterdir():
-                    beside = self.folder / path.name
-                    if beside.is_file() and beside.read_bytes() != path.read_bytes():
-                        self._blame(path.name, "does not say what tokenizer.json says")
+        for name in TOKENIZER_FILES:
+            if name in self.manifest["files"] and name not in self.found:
+                self._compare(name, sha256(self.folder / name))
         return tokenizer
 
     def _compare(self, name: str, hash_: str) -> None:

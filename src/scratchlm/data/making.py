@@ -23,8 +23,10 @@ from scratchlm.errors import BadValue, BrokenState
 from scratchlm.files.whole import require_space
 from scratchlm.text import near
 from scratchlm.text.cleaning import Cleaner
+from scratchlm.text.cleaning_report import Report
 from scratchlm.text.documents import Source, parts, text_bytes
 from scratchlm.text.lanes import Lane, lanes
+from scratchlm.text.merges import trainer
 from scratchlm.text.tokenizer import KINDS, Tokenizer, load, train
 
 if TYPE_CHECKING:
@@ -109,8 +111,13 @@ class Making:
                         "assembly": assembly.state(),
                     }
                 )
+                made_by.committed()
 
-            assembly.run(corpus.total_tokens, commit)
+            try:
+                assembly.run(corpus.total_tokens, commit)
+            except BadValue:  # most likely cleaning dropped too much: this is how one finds out what
+                _show_cleaning(supplies)
+                raise
             commit()
         staging.forget_blocks()
         for tally, supply in zip(assembly.tallies, supplies, strict=True):
@@ -185,6 +192,7 @@ class Making:
         if "tokenizer" in staging.plan():
             print(f"scratchlm: {staging.path}: tokenizer not as it was left. Beginning anew.", file=sys.stderr)
         staging.forget_commits()
+        staging.forget_blocks()
         made = adopted or train(corpus.tokenizer, self._sample(dealt), corpus.vocab_size, corpus.min_frequency)
         made.save(staging.path)
         staging.keep_tokenizer()
@@ -209,11 +217,14 @@ class Making:
                         break
                 if left == share:
                     faults.append(nothing_left(source, cleaner.report.dropped))
+                    _show(cleaner.report)
             progress.total = progress.n  # the sources may hold less than was asked for
         if faults:
             raise BadValue("\n".join(faults))
         n_megabytes = progress.n / 1e6
-        print(f"scratchlm: training a {corpus.tokenizer} tokenizer on {n_megabytes:,.1f} MB of text", file=sys.stderr)
+        by = f" with {trainer()}" if corpus.tokenizer == "bpe" else ""
+        said = f"training a {corpus.tokenizer} tokenizer on {n_megabytes:,.1f} MB of text{by}"
+        print(f"scratchlm: {said}", file=sys.stderr)
 
     def _checked_texts(self, dealt: Sequence[Sequence[Lane]]) -> list[str]:
         """Some text of each source, as it will be encoded."""
@@ -262,9 +273,9 @@ class Making:
             return error
         folder, written = self.staging.folder, _bytes_in(self.staging)
         free = shutil.disk_usage(folder).free
-        more = f"about {max(needed - written, 1 << 20):,} bytes more are needed"
+        more = f"about {max(needed - written, 1 << 20):,} bytes more are needed, and " if needed else ""
         return BrokenState(
-            f"{folder}: no space left; {more}, and {free:,} are free. Make space and run again: it goes on from where "
+            f"{folder}: no space left; {more}{free:,} are free. Make space and run again: it goes on from where "
             "it stopped."
         )
 
@@ -275,7 +286,11 @@ def _show_cleaning(supplies: Sequence[Supply]) -> None:
     for report in reports[1:]:
         reports[0].merge(report)
     if reports:
-        print(f"{reports[0].table()}\n", file=sys.stderr)
+        _show(reports[0])
+
+
+def _show(report: Report) -> None:
+    print("\n".join(filter(None, (report.table(), report.examples()))), end="\n\n", file=sys.stderr)
 
 
 def _texts(own: Sequence[Lane], cleaner: Cleaner) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Which source gives the next document, so that the ratio of tokens holds at every point."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -18,6 +19,12 @@ class Mixture:
         """
         self._weights = list(weights)
         self._tokens = dict.fromkeys(range(len(weights)), 0)
+        self._begin()
+
+    def _begin(self) -> None:
+        weight = sum(self._weights[source] for source in self._tokens)
+        self._shares = {source: self._weights[source] / weight for source in self._tokens}
+        self._total = sum(self._tokens.values())
 
     @property
     def open_sources(self) -> list[int]:
@@ -26,13 +33,12 @@ class Mixture:
 
     def next(self) -> int | None:
         """The open source furthest below its share, the first among equals; None when all are dry."""
-        total = sum(self._tokens.values())
-        weight = sum(self._weights[source] for source in self._tokens)
-        return max(
-            self._tokens,
-            key=lambda source: self._weights[source] / weight * total - self._tokens[source],
-            default=None,
-        )
+        total, tokens = self._total, self._tokens
+        furthest, most = None, -math.inf
+        for source, share in self._shares.items():  # once for every document: plain steps, no calls
+            if (below := share * total - tokens[source]) > most:
+                furthest, most = source, below
+        return furthest
 
     def add(self, source: int, n_tokens: int) -> None:
         """Books a document.
@@ -42,11 +48,13 @@ class Mixture:
             n_tokens: Its tokens, the end of text included.
         """
         self._tokens[source] += n_tokens
+        self._total += n_tokens
 
     def close(self, source: int) -> None:
         """Takes a dry source out; from here on the others share all tokens in their ratio, counted anew."""
         del self._tokens[source]
         self._tokens = dict.fromkeys(self._tokens, 0)
+        self._begin()
 
     def state(self) -> dict[str, int]:
         """Tokens of each open source since one last ran dry, in plain values."""
@@ -55,3 +63,4 @@ class Mixture:
     def restore(self, state: dict[str, int]) -> None:
         """Goes on where `state` was taken."""
         self._tokens = {int(source): n_tokens for source, n_tokens in state.items()}
+        self._begin()

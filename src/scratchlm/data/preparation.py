@@ -18,6 +18,7 @@ from scratchlm.data.ray_workers import require_ray
 from scratchlm.data.staging import LOCK, Staging
 from scratchlm.errors import BadValue
 from scratchlm.files.lock import folder_lock
+from scratchlm.files.whole import told_if_unwritable
 from scratchlm.text import near
 from scratchlm.text.cleaning import parse_cleaning
 from scratchlm.text.documents import Source, bring, describe_all, parse_sources
@@ -25,6 +26,7 @@ from scratchlm.text.hub import Access
 from scratchlm.text.tokenizer import KINDS, MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 
 # What does not shape the bins: where they are, what fit checks again, and how the text comes here.
+_MOST = 10**15  # of anything; what is below it fits the integers of every library
 _NOT_OF_THE_BINS = ("folder", "context_length", "n_processes", "hub_folder", "offline", "retry_seconds")
 
 
@@ -85,8 +87,8 @@ class Corpus:
                 pass has an order of its own and leaves out validation, test and copies.
             cleaning: Steps that each document goes through, by name, or as name: {argument: value}; None is unicode,
                 whitespace, length. docs/corpus.md has them all, and how to name a filter of datatrove.
-            near_duplicates: Likeness from which a document counts as a copy, such as 0.8 of its runs of words (MinHash;
-                needs scratchlm[near]). Whole copies always go.
+            near_duplicates: Likeness from which a document counts as a copy, 0.5 to 0.95, such as 0.8 of its runs of
+                words (MinHash; needs scratchlm[near]). Whole copies always go.
             context_length: Inputs of one window, in tokens; each source must fill one in validation.
             n_processes: Processes that read, clean and encode; None is one a core, where there is enough text for it.
                 More than 8 a source bring nothing. The bins do not depend on it.
@@ -165,6 +167,8 @@ class Corpus:
             if value is not None and value < least:
                 number = "number" if key == "retry_seconds" else "whole number"
                 yield f"data.{key}={value}: too small. Give a {number}, {least} or more."
+            elif value is not None and not value <= _MOST:
+                yield f"data.{key}={value}: too large. Give at most {_MOST}."
         if not 0 < self.val_fraction < 1:
             yield f"data.val_fraction={self.val_fraction}: not a part of the text. Give a number such as 0.005."
         elif not 0 <= self.test_fraction < 1 - self.val_fraction:
@@ -216,6 +220,8 @@ class Corpus:
         folder, staging = Path(self.folder), Staging(self.folder)
         if not self.sources:
             return self._adopt(folder, fresh)
+        with told_if_unwritable(folder):
+            staging.check_free()
         if staging.waits_to_be_published:
             with staging.owned():
                 staging.publish()
@@ -224,13 +230,13 @@ class Corpus:
             manifest = read_manifest(folder)
             check_files(folder, manifest)
             self._compare(manifest["settings"])
+            print(f"scratchlm: {folder}: finished before, as asked for; nothing to do", file=sys.stderr)
             _warn(changes(self.parsed_sources, self.tokenizer, manifest.get("inputs", {})))
             return manifest
-        staging.check_free()
-        plan = self._plan()
-        goes_on = staging.plan().get("asked") == plan
-        facts = staging.plan()["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
         with staging.owned():
+            plan, old = self._plan(), staging.plan()
+            goes_on = old.get("asked") == plan
+            facts = old["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
             if not goes_on:
                 staging.begin({"asked": plan, "facts": facts})
             manifest = Making(self, self._pinned(facts), facts, staging, executor).run()

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -54,8 +55,7 @@ class RayWorkers:
     """Makes blocks in actors of a Ray cluster, and keeps what is ahead of its turn in files.
 
     A lane's next block is made as soon as there is a worker for it, asked for or not, until the lane has its share of
-    `most_bytes` in files. A block whose file is there, from a `prepare` that was killed, is not made again; those of
-    the last second before the kill are, for a file goes when its block is collected.
+    `most_bytes` in files. A block whose file is there, from a `prepare` that was killed, is not made again.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class RayWorkers:
             recipe: What is done to their rows.
             n_workers: Actors, each with one core; None takes a core each as far as the cluster goes.
             folder: Where blocks wait for their turn; one for one making of bins.
-            most_bytes: Size to which these may grow. Each lane may have one block there, however large.
+            most_bytes: Size to which these may grow, but for those that wait for a commit. Each lane may have one
+                block ahead, however large.
         """
         self._begun = ([list(own) for own in lanes], recipe)
         self._n_lanes = sum(map(len, lanes))
@@ -81,6 +82,7 @@ class RayWorkers:
         self._files = BlockFiles(folder)
         self._bytes_a_lane = most_bytes // max(1, self._n_lanes)
         self._lanes: dict[tuple[int, int], _Progress] = {}
+        self._collected: dict[int, list[tuple[int, int, Cursor]]] = defaultdict(list)  # whose files are there
         self._changed = threading.Condition()  # of what `_lanes` holds
         self._has_begun = self._stopped = self._owns_cluster = False
         self._fault: BaseException | None = None
@@ -144,11 +146,18 @@ class RayWorkers:
         made = self._files.read(source, lane, cursor)
         if made is None:
             raise BrokenState(f"{self._files.folder}: a block that was written there is damaged. Run again.")
-        self._files.remove(source, lane, cursor)
+        self._collected[source].append((source, lane, cursor))
         with self._changed:
             progress.n_bytes -= n_bytes
             self._changed.notify_all()
         return made
+
+    def committed(self) -> None:
+        """As `Workers.committed`."""
+        for files in self._collected.values():
+            for file in files[:-1]:
+                self._files.remove(*file)
+            del files[:-1]
 
     def _wait_for(self, ready: "queue.SimpleQueue[Any]") -> Any:
         start: float | None = time.monotonic()
@@ -239,7 +248,7 @@ class _Progress:
         self.is_busy = self.has_ended = False
 
     def wants_more(self, most_bytes: int) -> bool:
-        return not (self.is_busy or self.has_ended) and (not self.n_bytes or self.n_bytes < most_bytes)
+        return not (self.is_busy or self.has_ended) and (self.n_ahead <= 0 or self.n_bytes < most_bytes)
 
 
 class _Stopped(Exception):

@@ -18,6 +18,11 @@ class Seen:
         self._places = np.zeros(_FEWEST_PLACES, np.uint64)
         self.n = 0
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the table."""
+        return self._places.nbytes
+
     def add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Takes keys in.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.bins import MANIFEST, SPLIT_FILES, TOKENIZER_FILES, is_prepared, read_manifest
-from scratchlm.errors import BadValue, UserError
+from scratchlm.errors import BadValue, BrokenState, UserError
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, sha256, sync_folder, told_if_unwritable, write_json
 
@@ -52,7 +52,7 @@ class Staging:
                 if isinstance(error, BadValue) or "tokenizer" not in self.plan():
                     self.clear()
                     if not was_locked_before:
-                        (self.folder / LOCK).unlink()
+                        (self.folder / LOCK).unlink(missing_ok=True)
                     if not was_there:
                         with suppress(OSError):  # someone has put a file there meanwhile
                             self.folder.rmdir()
@@ -94,8 +94,11 @@ class Staging:
         """
         new = self.path / f"{_COMMIT}.new"
         with told_if_unwritable(new):
-            new.write_text(json.dumps(state), encoding="utf-8")
-            os.replace(new, self.path / _COMMIT)
+            try:
+                new.write_text(json.dumps(state), encoding="utf-8")
+                os.replace(new, self.path / _COMMIT)
+            except FileNotFoundError as error:
+                raise BrokenState(f"{self.path}: was removed while bins were made in it. Run again.") from error
 
     def committed(self) -> dict[str, Any]:
         """The last state that was noted; empty where there is none."""
@@ -145,13 +148,28 @@ class Staging:
         Raises:
             BadValue: The folder holds a file under a name of ours and no manifest, or a folder under such a name.
         """
-        is_ours = is_prepared(self.folder) or self.waits_to_be_published
-        for name in (*SPLIT_FILES, *TOKENIZER_FILES):
-            path = self.folder / name
-            if path.is_dir() or (path.exists() and not is_ours):
-                raise BadValue(
-                    f"data.folder={self.folder}: holds {name}, which is not of scratchlm's making. Name another folder."
-                )
+        is_ours = self._has_our_manifest or self.waits_to_be_published
+        found = [name for name in (MANIFEST, *SPLIT_FILES, *TOKENIZER_FILES) if (self.folder / name).exists()]
+        foreign = [name for name in found if not is_ours or (self.folder / name).is_dir()]
+        if self.path.is_dir() and not (self.plan() or self.waits_to_be_published or self._is_empty):
+            foreign.append(STAGING)
+        if foreign:
+            raise BadValue(
+                f"data.folder={self.folder}: holds {foreign[0]}, which is not of scratchlm's making. Name another "
+                "folder."
+            )
+
+    @property
+    def _has_our_manifest(self) -> bool:
+        """Whether the folder's manifest is one of ours; for one that cannot be read, a lock of ours speaks."""
+        return "format_version" in _read(self.folder / MANIFEST) or (
+            is_prepared(self.folder) and (self.folder / LOCK).exists()
+        )
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether nothing is in the staging folder but what a plan leaves that was never written to its end."""
+        return all(path.name.startswith(f".{_PLAN}") for path in self.path.iterdir())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -50,6 +50,9 @@ class Workers(Protocol):
             UserError: As `BlockMaker.next`, or a process was killed.
         """
 
+    def committed(self) -> None:
+        """Hears that of the blocks collected so far, only the last of each source can be asked for again."""
+
 
 class Here:
     """Makes blocks in this process, when they are collected."""
@@ -76,6 +79,9 @@ class Here:
     def collect(self, source: int, lane: int) -> Made:
         """As `Workers.collect`."""
         return self._maker.next(source, lane)
+
+    def committed(self) -> None:
+        """As `Workers.committed`; nothing was kept."""
 
 
 class Processes:
@@ -140,6 +146,9 @@ class Processes:
         if isinstance(made, BaseException):
             raise made
         return made  # type: ignore[no-any-return]
+
+    def committed(self) -> None:
+        """As `Workers.committed`; nothing was kept."""
 
     def _receive(self, connection: Connection) -> None:
         try:

@@ -40,7 +40,10 @@ def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
 
 def _opened(path: Path) -> IO[bytes]:
     with told_if_unwritable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # below /proc and the like
+            raise BrokenState(f"{path.parent}: cannot be written ({error.strerror}). Name another folder.") from error
         return path.open("ab+", buffering=0)  # what a full disk has no room for is not tried again on closing
 
 

@@ -11,12 +11,27 @@ from typing import Any, get_args, get_origin, get_type_hints
 import xxhash
 
 from scratchlm.errors import BadValue
+from scratchlm.text.addresses import MaskPii
 from scratchlm.text.batch import SLICE_BYTES, Batch, Drop, Step, Verdicts
+from scratchlm.text.c4 import C4
 from scratchlm.text.cleaning_report import Report, StepReport
+from scratchlm.text.datatrove_filter import DatatroveFilter
 from scratchlm.text.filters import Length
+from scratchlm.text.language import Language
 from scratchlm.text.normal import Unicode, Whitespace
+from scratchlm.text.quality import GopherQuality
+from scratchlm.text.repetition import GopherRepetition
 
-STEPS: dict[str, type[Step]] = {"unicode": Unicode, "whitespace": Whitespace, "length": Length}
+STEPS: dict[str, type[Step]] = {
+    "unicode": Unicode,
+    "whitespace": Whitespace,
+    "length": Length,
+    "gopher_quality": GopherQuality,
+    "gopher_repetition": GopherRepetition,
+    "c4": C4,
+    "language": Language,
+    "mask_pii": MaskPii,
+}
 DEFAULT = ("unicode", "whitespace", "length")
 
 
@@ -91,10 +106,11 @@ def parse_cleaning(spec: list[Any] | None) -> list[dict[str, Any]]:
     Args:
         spec: The steps in their order, each a name (`whitespace`), a name with arguments (`{length: {min_characters:
             200}}`), or a class path of datatrove's with its arguments (`{class_path:
-            datatrove.pipeline.filters.URLFilter, init_args: {...}}`). None: `unicode`, `whitespace`, `length`.
+            datatrove.pipeline.filters.RegexFilter, init_args: {...}}`). None: `unicode`, `whitespace`, `length`.
+            The others, on request: `gopher_quality`, `gopher_repetition`, `c4`, `language`, `mask_pii`.
 
     Returns:
-        `{name: arguments}` for each step, every argument filled in: plain values, the same when parsed again.
+        `{name: arguments}` for each step, every argument of ours filled in: plain values, the same when parsed again.
 
     Raises:
         BadValue: Something cannot work; one line for each fault of each step.
@@ -137,7 +153,10 @@ def _name_and_arguments(step: Any, faults: list[str]) -> tuple[str, dict[str, An
 
 
 def _arguments(name: str, given: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    """All arguments of a step, those not given at their default."""
+    """All arguments of a step, those not given at their default (but a datatrove filter's stay as given)."""
+    if "." in name:
+        faults += DatatroveFilter(name, given).faults()
+        return given
     if name not in STEPS:
         faults.append(f"there is no such step.{_near(name, STEPS)} The steps are: {', '.join(STEPS)}.")
         return given
@@ -174,6 +193,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _as(value: Any, hint: Any) -> Any:
+    """The value in one spelling: 1 becomes 1.0 where a number is meant."""
+    if isinstance(hint, UnionType) and value is not None:
+        return _as(value, get_args(hint)[0])
+    if get_origin(hint) is list:
+        return [_as(item, get_args(hint)[0]) for item in value]
     return float(value) if hint is float else value
 
 
@@ -186,7 +210,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _step(name: str, arguments: dict[str, Any]) -> Step:
-    return STEPS[name](**arguments)
+    return DatatroveFilter(name, arguments) if "." in name else STEPS[name](**arguments)
 
 
 def _label(name: str) -> str:

@@ -87,6 +87,8 @@ def parse_sources(sources: dict[str, str | dict[str, Any]]) -> list[Source]:
     faults: list[str] = []
     if len(sources) > MAX_SOURCES:
         faults.append(f"data.sources: {len(sources)} sources, and at most {MAX_SOURCES} can be told apart. Join some.")
+    if len({str(name) for name in sources}) < len(sources):
+        faults.append(f"data.sources: two have the same name ({', '.join(map(repr, sources))}). Give each its own.")
     parsed = []
     for name, value in sources.items():
         settings = {"uri": value} if isinstance(value, str) else value

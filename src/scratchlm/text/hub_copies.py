@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.errors import BrokenState
-from scratchlm.files.whole import write_json
+from scratchlm.files.whole import sha256, write_json
 from scratchlm.text.hub_files import Files, in_folder
 
 _RECORD = "prefetched.json"  # in the folder of the copy: which commit it is, and which splits of it are whole
@@ -69,7 +69,7 @@ def read_record(root: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text())
-        return {"commit": record["commit"], **record}
+        return {key: record[key] for key in ("commit", "licence", "revisions", "splits")}
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenState(
             f"{path} is no record of a copy ({error}). Delete it and run `scratchlm prefetch`."
@@ -86,8 +86,14 @@ def note_commit(root: Path, files: Files, revision: str | None) -> None:
     write_json(root / _RECORD, record)
 
 
+def known_hashes(root: Path) -> dict[str, str]:
+    """SHA-256 of each file of a copy, as it came."""
+    record = read_record(root) or {"splits": []}
+    return {name: hash_ for one in record["splits"] for name, hash_ in one.get("sha256", {}).items()}
+
+
 def note_split(root: Path, configuration: str | None, split: str, files: Files, sizes: dict[str, int]) -> None:
-    """Notes that all files of a split are there."""
+    """Notes that all files of a split are there, and what they hold."""
     record = read_record(root)
     assert record is not None, root
     others = [one for one in record["splits"] if (one["configuration"], one["split"]) != (configuration, split)]
@@ -98,5 +104,6 @@ def note_split(root: Path, configuration: str | None, split: str, files: Files, 
         "options": files.options,
         "text_bytes": files.text_bytes,
         "files": sizes,
+        "sha256": {name: sha256(root / name) for name in sizes},
     }
     write_json(root / _RECORD, record | {"splits": [*others, entry]})

@@ -192,13 +192,14 @@ class Patience:
     def _why(self, error: Exception) -> Interrupted | None:
         if found := interruption(error):
             return found
-        if _is_bad_data(error):
+        if is_bad_data(error):
             self._n_bad += 1
             return Interrupted("data that cannot be read") if self._n_bad < _TRIES_OF_BAD_DATA else None
         return None
 
 
-def _is_bad_data(error: Exception) -> bool:
+def is_bad_data(error: Exception) -> bool:
+    """Whether `error` says that what came is not what a file of its kind holds."""
     import pyarrow
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -272,7 +273,7 @@ def _explained(error: Exception, key: str, repository: str, revision: str | None
         return MissingFile(
             f"{key}: no dataset {repository} on the hub. Check owner and name; if it is private, run `hf auth login`."
         )
-    if _is_bad_data(error):
+    if is_bad_data(error):
         return BrokenState(f"{here} sent data that cannot be read ({said}). Run again.")
     if isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
         return MissingFile(f"{here} has no data files that can be read ({said}). Name another one.")

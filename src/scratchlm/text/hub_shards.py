@@ -3,11 +3,12 @@
 import functools
 import glob
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from scratchlm.errors import BadValue, BrokenState
-from scratchlm.text.hub_outages import Patience, close_at_exit, set_up_clients, told_in_one_line
+from scratchlm.text.hub_outages import Patience, close_at_exit, is_bad_data, set_up_clients, told_in_one_line
 from scratchlm.text.local import missing_column
 from scratchlm.text.parts import Chunk, Row, State
 
@@ -47,10 +48,11 @@ class Shard:
 
     def schema(self) -> Any:
         """The Arrow schema of its rows."""
-        stream = self._stream()
-        if stream.features:
-            return stream.features.arrow_schema
-        return next(iter(stream.iter(batch_size=1))).schema  # JSON lines and the like do not say before they are read
+        with self._told_of_copy():
+            stream = self._stream()
+            if stream.features:
+                return stream.features.arrow_schema
+            return next(iter(stream.iter(batch_size=1))).schema  # JSON lines do not say before they are read
 
     def read(self, state: State | None = None) -> Iterator[Chunk]:
         """Its rows in chunks, from `state` on; outages are waited for and then read on from where they began.
@@ -72,7 +74,24 @@ class Shard:
                 except Exception as error:
                     patience.wait(error)
 
+    @contextmanager
+    def _told_of_copy(self) -> Iterator[None]:
+        """A copy that cannot be read is not better the next time, as what the hub sends may be."""
+        try:
+            yield
+        except Exception as error:
+            if self.path.startswith("hf://") or not is_bad_data(error):
+                raise
+            said = str(error).splitlines()[0]
+            raise BrokenState(
+                f"{self.key}: {self.path} cannot be read ({said}). Run `scratchlm prefetch` again: which mends it."
+            ) from error
+
     def _chunks(self, state: State | None) -> Generator[Chunk, None, None]:
+        with self._told_of_copy():
+            yield from self._read_on(state)
+
+    def _read_on(self, state: State | None) -> Generator[Chunk, None, None]:
         stream = self._stream().reshard()
         cut = [stream.num_shards, _ROWS]  # what a state of `datasets` holds for
         n_rows = 0

@@ -333,7 +333,7 @@ def _open(path: str) -> IO[bytes]:
 def _readable(key: str, path: str) -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, PermissionError):
         raise
     except Exception as error:
         if not (isinstance(error, OSError | EOFError | zlib.error) or type(error).__module__.startswith("pyarrow")):

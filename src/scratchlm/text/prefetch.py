@@ -1,14 +1,15 @@
 """Brings what splits of the hub are made of into a folder, for preparing without a network."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scratchlm.errors import BadValue, BrokenState
-from scratchlm.files.whole import require_space, told_if_unwritable
+from scratchlm.files.whole import require_space, sha256, told_if_unwritable
 from scratchlm.text.hub import Split
-from scratchlm.text.hub_copies import note_commit, note_split
+from scratchlm.text.hub_copies import known_hashes, note_commit, note_split
 from scratchlm.text.hub_files import Files, on_hub
 from scratchlm.text.hub_outages import Interrupted, outlast, set_up_clients, told_in_one_line
 
@@ -18,7 +19,8 @@ _CARD = "README.md"
 def prefetch(splits: Sequence[Split], folder: str) -> None:
     """Downloads the data files of the splits, and the cards of their repositories, at the commits they stand at now.
 
-    What is there is not fetched again, and a file half fetched is gone on with; a file takes its name when it is whole.
+    What is there is not fetched again, unless it is no longer what came; a file half fetched is gone on with, and takes
+    its name when it is whole.
 
     Args:
         splits: What to bring. Their `access` says how long an outage may last.
@@ -33,6 +35,10 @@ def prefetch(splits: Sequence[Split], folder: str) -> None:
     plans = [(split, files, _sizes(split, files)) for split, files in found]
     roots = {split.repository: Path(folder).expanduser().absolute() / split.repository for split in splits}
     wanted = {(split.repository, name): size for split, _, sizes in plans for name, size in sizes.items()}
+    hashes = {root / name: hash_ for root in roots.values() for name, hash_ in known_hashes(root).items()}
+    for path, hash_ in hashes.items():
+        if path.is_file() and sha256(path) != hash_:
+            path.unlink()
     missing = sum(size for (repository, name), size in wanted.items() if not _has(roots[repository] / name, size))
     if missing:
         require_space(folder, missing)
@@ -44,6 +50,15 @@ def prefetch(splits: Sequence[Split], folder: str) -> None:
             for name, size in sizes.items():
                 _bring(split, files, root, name, size, progress)
             note_split(root, split.configuration, split.split, files, {n: sizes[n] for n in files.names})
+    said = f"{missing / 1e6:,.1f} MB brought" if missing else "all there before"
+    print(
+        f"scratchlm: {folder}: {len(wanted)} files of {len(roots)} repositories, {sum(wanted.values()) / 1e6:,.1f} MB, "
+        f"{said}; read them with --data.hub_folder {folder}",
+        file=sys.stderr,
+    )
+    for root in roots.values():  # halves of a try that was killed, under names that its successor did not use
+        for half in root.glob(".cache/huggingface/download/**/*.incomplete"):
+            half.unlink()
 
 
 def _listed(split: Split) -> Files:
