@@ -5,6 +5,7 @@ next process went on, and what the folder held in the end. It forks, so it is no
 """
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ def main() -> None:
     folder, old = Path(asked["folder"]), Path(asked["folder"] + "-old")
     settings, fresh = asked["settings"], asked["old"] is not None
     assembly.COMMIT_SECONDS = 0.0
+    for library in ("ffbpe", "fastokens", "rensa"):
+        with suppress(ImportError):  # here, once for all forks
+            importlib.import_module(library)
     if fresh:
         _forked(lambda: Corpus(str(old), **asked["old"]).prepare())
         print(json.dumps({"call": "old", "end": contents(old)}))
@@ -98,6 +103,8 @@ def _die_at(number: int, folder: str, torn: bool, noted: Path) -> None:
         if left <= 0 or call not in CALLS or (call == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return  # a kill before a call that changes nothing is a kill before the next one
         path = str(arguments[0])
+        if call == "open" and path.endswith(".new"):
+            return  # nobody reads it before it is renamed
         if torn:
             if call == "os.rename" and (".partial-" in path or path.endswith(".new")):
                 count(call, path)
