@@ -17,12 +17,13 @@ def tokens(tmp_path: Path) -> np.ndarray:
     return ids
 
 
+@pytest.mark.parametrize("is_for_cpu", [True, False])
 @pytest.mark.parametrize("windows", ["shuffled", "random"])
 @pytest.mark.parametrize("ahead", [1, 10, 4096])
-def test_batches_are_the_windows_that_a_plain_loop_cuts(tmp_path, tokens, monkeypatch, windows, ahead):
+def test_batches_are_the_windows_that_a_plain_loop_cuts(tmp_path, tokens, monkeypatch, windows, ahead, is_for_cpu):
     monkeypatch.setattr(batches, "_SEQUENCES_AHEAD", ahead)
     first, apart, rows, context = 5, 6, 3, 8  # of two processes, the second, some way into the run
-    found = iter(TrainBatches(Bin(tmp_path, "train"), context, 2, windows, None, first, apart, rows))
+    found = iter(TrainBatches(Bin(tmp_path, "train"), context, 2, windows, None, first, apart, rows, is_for_cpu))
     for number in range(40):
         batch = PretrainingData.on_after_batch_transfer(None, next(found), 0)
         for row in range(rows):
@@ -34,7 +35,7 @@ def test_batches_are_the_windows_that_a_plain_loop_cuts(tmp_path, tokens, monkey
 
 
 def test_a_batch_holds_its_ids_and_not_the_bin(tmp_path, tokens):
-    batch = next(iter(TrainBatches(Bin(tmp_path, "train"), 8, 2, "shuffled", None, 0, 4, 4)))
+    batch = next(iter(TrainBatches(Bin(tmp_path, "train"), 8, 2, "shuffled", None, 0, 4, 4, False)))
     before = batch["ids_BT"].tolist()
     (tmp_path / "train.bin").write_bytes(bytes(len(tokens) * 2))
     assert batch["ids_BT"].tolist() == before

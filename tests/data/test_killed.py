@@ -274,7 +274,7 @@ def test_a_kill_at_any_call_leaves_the_old_bins_or_none_and_the_same_command_goe
     two["near"] = {"uri": write_jsonl("near", [*near, *(story(i, 30, 4) for i in range(8))]), "weight": 2}
     settings = SMALL | {"sources": two, "n_processes": 1, "shuffle_documents": 5, "near_duplicates": 0.7}
     old = settings | {"seed": 2, "test_fraction": 0.1}
-    old, *kills, whole = dying(folder, settings | {"tokenizer": "char", "total_tokens": 4_500}, old)
+    old, *kills, whole = dying(folder, settings | {"tokenizer": "char", "total_tokens": 6_500}, old)
     new = whole["end"]
     assert set(new) == {f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "docs.npy")} | {
         "tokenizer.json",

@@ -151,7 +151,7 @@ class Staging:
         is_ours = self._has_our_manifest or self.waits_to_be_published
         found = [name for name in (MANIFEST, *SPLIT_FILES, *TOKENIZER_FILES) if (self.folder / name).exists()]
         foreign = [name for name in found if not is_ours or (self.folder / name).is_dir()]
-        if self.path.is_dir() and not (self.plan() or self.waits_to_be_published or self._is_empty):
+        if self.path.is_dir() and not (self.plan() or self._is_ours_by_its_lock or self._is_empty):
             foreign.append(STAGING)
         if foreign:
             raise BadValue(
@@ -161,10 +161,14 @@ class Staging:
 
     @property
     def _has_our_manifest(self) -> bool:
-        """Whether the folder's manifest is one of ours; for one that cannot be read, a lock of ours speaks."""
-        return "format_version" in _read(self.folder / MANIFEST) or (
-            is_prepared(self.folder) and (self.folder / LOCK).exists()
-        )
+        """Whether the folder's manifest is one of ours."""
+        is_one = "format_version" in _read(self.folder / MANIFEST)
+        return is_one or (is_prepared(self.folder) and self._is_ours_by_its_lock)
+
+    @property
+    def _is_ours_by_its_lock(self) -> bool:
+        """Whether a lock of ours speaks for what is damaged in the folder."""
+        return (self.folder / LOCK).exists()
 
     @property
     def _is_empty(self) -> bool:
