@@ -138,7 +138,7 @@ def finished(process: subprocess.Popen[str]) -> str:
     return said
 
 
-@pytest.mark.parametrize("n_kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3_000)])])
 def test_kills_at_random_moments_change_nothing(start, mixed, folder, tmp_path, n_kills):
     settings = {"total_tokens": 110_000, "n_processes": 2}
     finished(start(tmp_path / "whole", mixed, **settings))
