@@ -491,7 +491,7 @@ def test_a_filter_of_datatrove_is_a_step_by_its_class_path() -> None:
     cleaner = pickle.loads(pickle.dumps(Cleaner(steps)))
     long = "\n".join(["x" * 200] * 3)
     assert cleaner.clean_many([long, "Casino " + long, "x"], list("123")).texts == [long]
-    assert cleaner.report.dropped == {"dropped": 1, "< 3 paragraphs": 1}
+    assert cleaner.report.dropped == {"RegexFilter": 1, "< 3 paragraphs": 1}
     assert [step.name for step in cleaner.report.steps] == ["RegexFilter", "C4ParagraphFilter", "empty"]
 
 
@@ -543,7 +543,9 @@ def test_without_datatrove_its_filters_name_the_cure(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "datatrove", None)
     monkeypatch.setitem(sys.modules, "datatrove.pipeline.filters", None)
     steps = parse_cleaning([DATATROVE + "RegexFilter"])  # a machine that only trains need not have it
-    with pytest.raises(MissingFile, match=r"^data.cleaning: .*RegexFilter .*pip install 'scratchlm\[datatrove\]'$"):
+    with pytest.raises(
+        MissingFile, match=r"^data.cleaning: .*RegexFilter needs datatrove, .* 'scratchlm\[datatrove\]'$"
+    ):
         Cleaner(steps)
 
 
