@@ -178,6 +178,10 @@ def test_each_rule_of_repetition_has_its_bound(inside: list[str], outside: list[
     assert reason(joint.join(outside), "gopher_repetition", **off) is None
 
 
+def test_a_share_that_is_just_the_limit_is_let_through() -> None:
+    assert reason(run(5, 2, 125), "gopher_repetition", max_top_ngrams=[], max_duplicate_ngrams=[0.2]) is None
+
+
 def plain_reason(data: bytes, step: GopherRepetition) -> str | None:
     """What the rules of repetition say, read off their description, slowly."""
     for name, parts in (("paragraph", data.split(b"\n\n")), ("line", data.split(b"\n"))):
