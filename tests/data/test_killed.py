@@ -156,7 +156,7 @@ def test_kills_at_random_moments_change_nothing(start, mixed, folder, tmp_path, 
             when = (moments.randrange(1, round(n_commits / 5)), moments.uniform(0, 0.02)) if kills < n_kills else ()
             process = start(folder, mixed, *when, **settings)
             said = process.communicate(timeout=120)[1]
-            wait_for(lambda process=process: not group(process), 10)
+            wait_for(lambda process=process: not group(process), 30)
             now = went_on_from(said)
             if now is None:  # nothing was kept yet, or all was finished
                 assert not before or "encoding with" not in said, said

@@ -509,7 +509,7 @@ def mishaps(write_jsonl, tmp_path, story):
         "short": (
             {"a": write_jsonl("few", ["too", "short"])},
             BadValue,
-            r"no document left.*2 too short.*let data.cleaning drop less",
+            r"no document left.*2 too short.*min_characters. of data.cleaning drop less",
         ),
         "one": (
             {"a": str(tmp_path / "one.txt")},

@@ -178,6 +178,10 @@ def test_each_rule_of_repetition_has_its_bound(inside: list[str], outside: list[
     assert reason(joint.join(outside), "gopher_repetition", **off) is None
 
 
+def test_a_share_that_is_just_the_limit_is_let_through() -> None:
+    assert reason(run(5, 2, 125), "gopher_repetition", max_top_ngrams=[], max_duplicate_ngrams=[0.2]) is None
+
+
 def plain_reason(data: bytes, step: GopherRepetition) -> str | None:
     """What the rules of repetition say, read off their description, slowly."""
     for name, parts in (("paragraph", data.split(b"\n\n")), ("line", data.split(b"\n"))):
@@ -491,7 +495,7 @@ def test_a_filter_of_datatrove_is_a_step_by_its_class_path() -> None:
     cleaner = pickle.loads(pickle.dumps(Cleaner(steps)))
     long = "\n".join(["x" * 200] * 3)
     assert cleaner.clean_many([long, "Casino " + long, "x"], list("123")).texts == [long]
-    assert cleaner.report.dropped == {"dropped": 1, "< 3 paragraphs": 1}
+    assert cleaner.report.dropped == {"RegexFilter": 1, "< 3 paragraphs": 1}
     assert [step.name for step in cleaner.report.steps] == ["RegexFilter", "C4ParagraphFilter", "empty"]
 
 
@@ -543,7 +547,9 @@ def test_without_datatrove_its_filters_name_the_cure(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "datatrove", None)
     monkeypatch.setitem(sys.modules, "datatrove.pipeline.filters", None)
     steps = parse_cleaning([DATATROVE + "RegexFilter"])  # a machine that only trains need not have it
-    with pytest.raises(MissingFile, match=r"^data.cleaning: .*RegexFilter .*pip install 'scratchlm\[datatrove\]'$"):
+    with pytest.raises(
+        MissingFile, match=r"^data.cleaning: .*RegexFilter needs datatrove, .* 'scratchlm\[datatrove\]'$"
+    ):
         Cleaner(steps)
 
 

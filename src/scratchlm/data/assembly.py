@@ -208,9 +208,13 @@ class Assembly:
 def nothing_left(source: Source, dropped: Mapping[str, int]) -> str:
     """The line for a source of which cleaning leaves no document."""
     why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
+    if dropped.get("near copy"):
+        which = "data.near_duplicates"
+    else:
+        which = "the step length (min_characters) of data.cleaning" if dropped.get("too short") else "data.cleaning"
     return (
         f"{source.key}: no document left to train on ({f'dropped: {why}' if why else 'it is empty'}). "
-        f"Add text, or let {'data.near_duplicates' if dropped.get('near copy') else 'data.cleaning'} drop less."
+        f"Add text, or let {which} drop less."
     )
 
 

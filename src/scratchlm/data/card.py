@@ -178,7 +178,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         entry["name"],
         f"{sum(entry['documents'].values()):,}",
         _megabytes(entry["bytes"]),
-        f"{entry['tokens_a_word']:.2f}",
+        f"{entry['tokens_a_word']:.2f}" if entry["words"] else "",
         train,
         val,
         test,

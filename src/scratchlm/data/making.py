@@ -60,6 +60,7 @@ class Making:
         """
         corpus = self.corpus
         inputs = inputs_of(self.sources, corpus.tokenizer)
+        Cleaner(corpus.cleaning)  # a library that a step needs is missed now, and not after the first gigabyte
         adopted = load(corpus.tokenizer) if corpus.tokenizer not in KINDS else None
         dealt = [
             lanes(source.name, parts(source, corpus.access, adopted), corpus.seed, corpus.shuffle_documents)

@@ -286,6 +286,12 @@ class Corpus:
             return manifest
         with folder_lock(folder, LOCK):
             manifest = adopt(folder, self.tokenizer, self.context_length)
+        n_tokens, spelled_by = sum(manifest["card"]["tokens"].values()), manifest["settings"]["tokenizer"] or "meta.pkl"
+        print(
+            f"scratchlm: {folder}: adopted as it is: {n_tokens:,} tokens checked, all of them among the "
+            f"{manifest['vocab_size']:,} ids of {spelled_by} (our special tokens included)",
+            file=sys.stderr,
+        )
         _warn(manifest["card"]["warnings"])
         return manifest
 

@@ -8,6 +8,7 @@ that whoever comes next knows where to go on.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,8 @@ class Staging:
                     if not was_there:
                         with suppress(OSError):  # someone has put a file there meanwhile
                             self.folder.rmdir()
+                elif isinstance(error, KeyboardInterrupt):
+                    print(f"scratchlm: {self.folder}: the same command goes on from here", file=sys.stderr)
                 raise
 
     def clear(self) -> None:

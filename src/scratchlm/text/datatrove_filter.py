@@ -78,16 +78,17 @@ class DatatroveFilter(Step):
             raise self._bad(f"it failed on {id}: {type(error).__name__}: {error}") from error
         is_kept, reason = result if isinstance(result, tuple) else (result, None)
         if not is_kept:
-            return Drop(str(reason or "dropped"))
+            return Drop(str(reason or self.class_path.rpartition(".")[2]))
         return document.text if document.text != text else None
 
     @cached_property
     def _filter(self) -> Any:
         try:
             import_module("datatrove.pipeline.filters")
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            needed = str(error.name).partition(".")[0]  # datatrove, or what it needs in turn and does not ask for
             raise MissingFile(
-                f"data.cleaning: {self.class_path} needs a library that is not installed. Run: pip install "
+                f"data.cleaning: {self.class_path} needs {needed}, which is not installed. Run: pip install "
                 "'scratchlm[datatrove]'"
             ) from None
         kind = self._class()
