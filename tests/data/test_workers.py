@@ -75,15 +75,23 @@ def test_one_process_is_this_one(dealt, recipe):
     assert workers(dealt, recipe, 2).n == 2
 
 
+@pytest.mark.parametrize(("n", "n_started"), [(2, 1), (3, 2), (5, 4)])
+def test_the_number_of_processes_counts_this_one(dealt, recipe, n, n_started):
+    expected = everything(Here(dealt, recipe), dealt)
+    with Processes(dealt, recipe, n) as made_by:
+        assert len(made_by._processes) == n_started
+        assert everything(made_by, dealt) == expected
+
+
 def test_what_a_source_has_to_say_comes_from_a_process_as_it_is(tmp_path, dealt, recipe):
     Path(tmp_path / "one-0.jsonl").write_text('{"body": "no text"}\n')
     said = r"^data\.sources\.one: .*one-0\.jsonl, line 1 has no column 'text'"
-    with Processes(dealt, recipe, 2) as made_by, pytest.raises(BadValue, match=said):
+    with Processes(dealt, recipe, 3) as made_by, pytest.raises(BadValue, match=said):
         everything(made_by, dealt)
 
 
 def test_a_bug_in_a_process_keeps_its_traceback(dealt, recipe):
-    with Processes(dealt, recipe._replace(whole_files=[]), 2) as made_by, pytest.raises(IndexError) as caught:
+    with Processes(dealt, recipe._replace(whole_files=[]), 3) as made_by, pytest.raises(IndexError) as caught:
         everything(made_by, dealt)
     assert "in _follow_orders" in "".join(caught.value.__notes__)
 
@@ -106,14 +114,14 @@ class Bad(NamedTuple):
 
 def test_a_bug_whose_error_cannot_travel_is_told_all_the_same(recipe):
     dealt = [[Lane([Bad("bad")], 0, [1, 1])]]
-    with Processes(dealt, recipe, 2) as made_by, pytest.raises(RuntimeError, match=r"^Odd: so it is\n") as caught:
+    with Processes(dealt, recipe, 3) as made_by, pytest.raises(RuntimeError, match=r"^Odd: so it is\n") as caught:
         everything(made_by, dealt)
     assert 'raise Odd("so", "it is")' in "".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_killed_process_is_one_line_at_its_next_block_and_no_hang(dealt, recipe, begun):
-    with Processes(dealt, recipe, 2) as made_by:
+    with Processes(dealt, recipe, 3) as made_by:
         if begun:
             made_by.begin(0, 1, None)
             made_by.order(0, 1)
@@ -124,7 +132,7 @@ def test_a_killed_process_is_one_line_at_its_next_block_and_no_hang(dealt, recip
 
 
 def test_processes_end_with_the_block(dealt, recipe):
-    with Processes(dealt, recipe, 2) as made_by:
+    with Processes(dealt, recipe, 3) as made_by:
         processes = made_by._processes
         assert [process.poll() for process in processes] == [None, None]
     assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2

@@ -36,7 +36,8 @@ _CHECKED_CHARACTERS = 200_000  # of each source, to compare encoders on (chosen,
 _BYTES_A_TOKEN = 4.2  # web English in a BPE of 16,000; for estimates made before a text has been seen
 _TOKENS_A_DOCUMENT = 150  # few, so that estimates of space are not too low (chosen, not tuned)
 _BLOCKS_BYTES = 16 << 30  # of blocks ahead of their turn, where the disk has as much to spare (chosen, not tuned)
-_WORTH_PROCESSES = 32_000_000  # bytes of text; starting processes takes about as long as encoding so much
+# Bytes of text: a process takes as long to start as it takes to make blocks of 30 MB.
+_WORTH_PROCESSES = 100_000_000
 
 
 @dataclass

@@ -85,11 +85,22 @@ class Here:
 
 
 class Processes:
-    """Makes blocks in processes of their own, each with some of the lanes."""
+    """Makes blocks in processes of their own, each with some of the lanes.
+
+    Two processes are this one and another, each with half of the lanes: a third would only wait for a core. Of more,
+    this one only gives the orders and takes the blocks, which is what all the others wait for in the end.
+    """
 
     def __init__(self, lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> None:
-        """Starts nothing before the block is entered; arguments as those of `BlockMaker`, and the number."""
+        """Starts nothing before the block is entered.
+
+        Args:
+            lanes: As those of `BlockMaker`.
+            recipe: Likewise.
+            n_processes: In all, this one included; 2 or more.
+        """
         self.n = n_processes
+        self._here = BlockMaker(lanes, recipe) if n_processes == 2 else None
         self._begun = (list(map(list, lanes)), recipe)
         self._made: dict[tuple[int, int], queue.SimpleQueue[Any]] = defaultdict(queue.SimpleQueue)
         self._cursors: dict[tuple[int, int], Cursor] = {}
@@ -100,7 +111,7 @@ class Processes:
         # Ctrl-C reaches all processes; this one ends the others, which inherit that they are not to look at it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            for _ in range(self.n):
+            for _ in range(self.n - 1):
                 self._start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -127,21 +138,34 @@ class Processes:
         for process in self._processes:
             process.wait()
 
+    def _maker_of(self, source: int, lane: int) -> int | None:
+        """Number of the other process that has the lane; None where it is this one's."""
+        if self._here:
+            return 0 if (source + lane) % 2 else None
+        return (source + lane) % (self.n - 1)
+
     def begin(self, source: int, lane: int, cursor: Cursor) -> None:
         """As `Workers.begin`."""
-        self._cursors[source, lane] = cursor
+        if self._here and self._maker_of(source, lane) is None:
+            self._here.begin(source, lane, cursor)
+        else:
+            self._cursors[source, lane] = cursor
 
     def order(self, source: int, lane: int) -> None:
         """As `Workers.order`."""
+        if (number := self._maker_of(source, lane)) is None:
+            return
         begins = (source, lane) in self._cursors
         order: _Order = (source, lane, begins, self._cursors.pop((source, lane), None))
         try:
-            self._connections[(source + lane) % self.n].send(order)
+            self._connections[number].send(order)
         except OSError:
             self._made[source, lane].put(_killed())
 
     def collect(self, source: int, lane: int) -> Made:
         """As `Workers.collect`."""
+        if self._here and self._maker_of(source, lane) is None:
+            return self._here.next(source, lane)
         made = self._made[source, lane].get()
         if isinstance(made, BaseException):
             raise made
@@ -159,7 +183,7 @@ class Processes:
             number = self._connections.index(connection)
             for source, lanes in enumerate(self._begun[0]):
                 for lane in range(len(lanes)):
-                    if (source + lane) % self.n == number:
+                    if self._maker_of(source, lane) == number:
                         self._made[source, lane].put(_killed())
 
 
