@@ -54,16 +54,19 @@ class Block(NamedTuple):
 class BlockMaker:
     """Makes blocks out of the lanes of all sources; every process that works on them has one."""
 
-    def __init__(self, lanes: Sequence[Sequence[Lane]], recipe: Recipe) -> None:
+    def __init__(
+        self, lanes: Sequence[Sequence[Lane]], recipe: Recipe, spelled_by: tokenizer.Tokenizer | None = None
+    ) -> None:
         """Opens nothing.
 
         Args:
             lanes: Those of each source.
             recipe: What is done to their rows.
+            spelled_by: The recipe's tokenizer, where this process has it already.
         """
         self._lanes = lanes
         self._recipe = recipe
-        self._tokenizer = tokenizer.from_json(recipe.tokenizer, recipe.encoder)
+        self._tokenizer = spelled_by or tokenizer.from_json(recipe.tokenizer, recipe.encoder)
         self._streams: dict[tuple[int, int], Iterator[tuple[list[Row], Cursor]]] = {}
 
     def begin(self, source: int, lane: int, cursor: Cursor) -> None:

@@ -94,7 +94,7 @@ class Making:
         max_passes = corpus.max_repetitions if corpus.total_tokens else 1
         with ExitStack() as stack:
             state, writers, copies = self._opened(stack, splits, tokenizer.end_of_text_id)
-            made_by = stack.enter_context(self._workers(dealt, recipe, total_bytes))
+            made_by = stack.enter_context(self._workers(dealt, recipe, total_bytes, tokenizer))
             supplies = [
                 Supply(number, len(own), made_by, copies, writers["train"], max_passes, corpus.seed, taken_up)
                 for number, (own, taken_up) in enumerate(
@@ -168,11 +168,13 @@ class Making:
             print(f"scratchlm: going on from {n_tokens:,} tokens, where prepare was stopped", file=sys.stderr)
         return state, writers, copies
 
-    def _workers(self, dealt: Sequence[Sequence[Lane]], recipe: Recipe, total_bytes: int | None) -> Workers:
+    def _workers(
+        self, dealt: Sequence[Sequence[Lane]], recipe: Recipe, total_bytes: int | None, tokenizer: Tokenizer
+    ) -> Workers:
         staging = self.staging
         if self.executor == "local":
             staging.forget_blocks()  # those of an earlier try on Ray
-            return workers(dealt, recipe, self._n_processes(total_bytes))
+            return workers(dealt, recipe, self._n_processes(total_bytes), tokenizer)
         left = self._bytes_needed(total_bytes) - _bytes_in(staging)
         spare = shutil.disk_usage(staging.path).free - max(0, left)
         most_bytes = min(_BLOCKS_BYTES, max(0, spare // 2))

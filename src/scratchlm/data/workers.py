@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self
 from scratchlm.data.blocks import Block, BlockMaker, Recipe
 from scratchlm.errors import UserError
 from scratchlm.text.lanes import Cursor, Lane
+from scratchlm.text.tokenizer import Tokenizer
 
 Made = tuple[Block, Cursor] | None  # a block and the cursor behind it; None where the lane has ended
 _LOOK_SECONDS = 0.5  # between two looks at whether the process that gives the orders lives (chosen, not tuned)
@@ -59,9 +60,9 @@ class Here:
 
     n = 1
 
-    def __init__(self, lanes: Sequence[Sequence[Lane]], recipe: Recipe) -> None:
+    def __init__(self, lanes: Sequence[Sequence[Lane]], recipe: Recipe, spelled_by: Tokenizer | None = None) -> None:
         """Opens nothing; arguments as those of `BlockMaker`."""
-        self._maker = BlockMaker(lanes, recipe)
+        self._maker = BlockMaker(lanes, recipe, spelled_by)
 
     def __enter__(self) -> Self:
         return self
@@ -91,16 +92,23 @@ class Processes:
     this one only gives the orders and takes the blocks, which is what all the others wait for in the end.
     """
 
-    def __init__(self, lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[Sequence[Lane]],
+        recipe: Recipe,
+        n_processes: int,
+        spelled_by: Tokenizer | None = None,
+    ) -> None:
         """Starts nothing before the block is entered.
 
         Args:
             lanes: As those of `BlockMaker`.
             recipe: Likewise.
             n_processes: In all, this one included; 2 or more.
+            spelled_by: Likewise.
         """
         self.n = n_processes
-        self._here = BlockMaker(lanes, recipe) if n_processes == 2 else None
+        self._here = BlockMaker(lanes, recipe, spelled_by) if n_processes == 2 else None
         self._begun = (list(map(list, lanes)), recipe)
         self._made: dict[tuple[int, int], queue.SimpleQueue[Any]] = defaultdict(queue.SimpleQueue)
         self._cursors: dict[tuple[int, int], Cursor] = {}
@@ -245,6 +253,10 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def workers(lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int) -> Workers:
+def workers(
+    lanes: Sequence[Sequence[Lane]], recipe: Recipe, n_processes: int, spelled_by: Tokenizer | None = None
+) -> Workers:
     """The right ones for a number of processes: 1 is this one alone."""
-    return Here(lanes, recipe) if n_processes == 1 else Processes(lanes, recipe, n_processes)
+    if n_processes == 1:
+        return Here(lanes, recipe, spelled_by)
+    return Processes(lanes, recipe, n_processes, spelled_by)

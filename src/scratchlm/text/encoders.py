@@ -4,6 +4,7 @@
 `fastest_encoder` checks that on texts before it is relied on.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -160,6 +161,13 @@ def _by_tokenizers(inner: tokenizers.Tokenizer) -> Encode:
     return call
 
 
+@functools.lru_cache(maxsize=1)  # it takes as long as encoding 10 MB, and one process checks, chooses and uses it
+def _read_by_fastokens(spelling: str) -> Any:
+    from fastokens import Tokenizer
+
+    return Tokenizer.from_json_str(spelling)
+
+
 def _by_fastokens(spelling: str) -> Encode:
     if _fastokens_version() is None:
         raise BadValue(
@@ -169,9 +177,7 @@ def _by_fastokens(spelling: str) -> Encode:
     # It starts a thread a core at its first work, unless told otherwise. Processes share the work here, and two threads
     # were slower than one: 108 against 149 MB/s on two cores.
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
-    from fastokens import Tokenizer
-
-    library = Tokenizer.from_json_str(spelling)
+    library = _read_by_fastokens(spelling)
 
     def call(texts: Sequence[str]) -> Flat:
         texts = list(texts)

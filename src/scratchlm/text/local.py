@@ -22,6 +22,7 @@ _PACKINGS = (".gz", ".zst")
 ALLOWED = ".txt, .jsonl (either may be packed as .gz or .zst) or .parquet"
 _PARQUET_ROWS = 1_000  # rows made Python strings at once (chosen, not tuned)
 _CHUNK_BYTES = 1 << 20  # of text read at once (chosen, not tuned)
+_BUFFER_BYTES = 1 << 18  # of a plain file: lines come twice as fast as through Python's 8 KiB
 PART_BYTES = 8 << 20  # of a plain file that is read side by side with its other parts (chosen, not tuned)
 
 
@@ -326,7 +327,7 @@ def _open(path: str) -> IO[bytes]:
         import pyarrow
 
         return io.BufferedReader(pyarrow.CompressedInputStream(path, "zstd"), _CHUNK_BYTES)
-    return open(path, "rb")
+    return open(path, "rb", buffering=_BUFFER_BYTES)
 
 
 @contextmanager
