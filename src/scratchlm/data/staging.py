@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from scratchlm.data.bins import MANIFEST, SPLIT_FILES, TOKENIZER_FILES, is_prepared, read_manifest
+from scratchlm.data.bins import MANIFEST, SPLIT_FILES, TOKENIZER_FILES, is_prepared, read_manifest, sealed
 from scratchlm.errors import BadValue, BrokenState, UserError
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, sha256, sync_folder, told_if_unwritable, write_json
@@ -98,15 +98,16 @@ class Staging:
         new = self.path / f"{_COMMIT}.new"
         with told_if_unwritable(new):
             try:
-                new.write_text(json.dumps(state), encoding="utf-8")
+                new.write_text(json.dumps(sealed(state)), encoding="utf-8")
                 os.replace(new, self.path / _COMMIT)
             except FileNotFoundError as error:
                 raise BrokenState(f"{self.path}: was removed while bins were made in it. Run again.") from error
 
     def committed(self) -> dict[str, Any]:
-        """The last state that was noted; empty where there is none."""
+        """The last state that was noted; empty where there is none, or one that is not as it was written."""
         remove_leftovers(self.path)
-        return _read(self.path / _COMMIT)
+        state = _read(self.path / _COMMIT)
+        return state if state == sealed(state) else {}
 
     def forget_commits(self) -> None:
         """Makes the bins begin anew, under the same plan."""
