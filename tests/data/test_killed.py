@@ -174,10 +174,10 @@ def test_kills_at_random_moments_change_nothing(start, mixed, folder, tmp_path, 
 
 @pytest.fixture
 def begun(start, mixed, folder):
-    """A `prepare` in two processes that has committed some of its work and is far from its end."""
+    """A `prepare` in three processes that has committed some of its work and is far from its end."""
 
     def begin():
-        process = start(folder, mixed, total_tokens=40_000, n_processes=2, slow=0.02)
+        process = start(folder, mixed, total_tokens=40_000, n_processes=3, slow=0.02)
         wait_for(lambda: committed_tokens(folder) > 4_000, 60)
         return process
 
@@ -225,7 +225,7 @@ def test_a_stopped_prepare_ends_at_once_in_one_line_and_goes_on(begun, goes_on, 
 
 
 def test_ctrl_c_while_processes_start_is_one_line(start, folder, mixed):
-    process = start(folder, mixed, n_processes=3)
+    process = start(folder, mixed, n_processes=4)
     wait_for(lambda: len(group(process)) == 3)
     os.killpg(process.pid, signal.SIGINT)
     told = process.communicate(timeout=30)[1]
