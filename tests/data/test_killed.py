@@ -409,7 +409,9 @@ def test_other_settings_or_files_begin_anew(half_made, folder, two, tmp_path, ca
     else:
         half_made |= change
     Corpus(str(folder), **half_made).prepare()
-    assert went_on_from(capfd.readouterr().err) is None
+    told = capfd.readouterr().err
+    assert went_on_from(told) is None
+    assert f"scratchlm: {folder}: holds unfinished bins, made with another " in told
     Corpus(str(tmp_path / "whole"), **half_made).prepare()
     assert contents(folder) == contents(tmp_path / "whole")
 

@@ -237,6 +237,14 @@ class Corpus:
             plan, old = self._plan(), staging.plan()
             goes_on = old.get("asked") == plan
             facts = old["facts"] if goes_on else describe_all(self.parsed_sources, self.access)
+            if old and not goes_on:
+                before, now = _flat(old.get("asked", {})), _flat(plan)
+                key = next((key for key in now | before if now.get(key) != before.get(key)), "plan")
+                print(
+                    f"scratchlm: {folder}: holds unfinished bins, made with another {key.removeprefix('settings.')} "
+                    f"({before.get(key)}, now {now.get(key)}); beginning anew",
+                    file=sys.stderr,
+                )
             if not goes_on:
                 staging.begin({"asked": plan, "facts": facts})
             manifest = Making(self, self._pinned(facts), facts, staging, executor).run()
