@@ -182,7 +182,7 @@ class RayWorkers:
             finally:
                 worker.kill()
         except _Stopped:
-            pass
+            return  # no more blocks are wanted, which is the orderly end
         except BaseException as error:  # whoever collects raises it
             self._fault = error
 

@@ -1,5 +1,6 @@
 """Documents that go through the steps of a chain together, as text and as UTF-8, and what a step says of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,7 +87,7 @@ Verdicts = dict[int, str | Drop]  # a document's place in the batch to its new t
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ABC):
     """One link of a chain. What it says of a document depends on that document alone.
 
     Its children are dataclasses of plain values: their fields are the arguments that YAML gives.
@@ -96,18 +97,27 @@ class Step:
         """What cannot work in these arguments, each with its cure."""
         yield from ()
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027 (most steps have nothing to load)
         """Loads what the step needs.
 
         Raises:
             UserError: A library is not installed, or does not do what it should.
         """
 
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Verdicts:
+        """What to change and what to drop."""
+
+
+@dataclass(frozen=True)
+class DocumentStep(Step):
+    """A step that looks at one document after the other."""
+
     def __call__(self, batch: Batch) -> Verdicts:
         """What to change and what to drop."""
         verdicts = ((index, self.judge(text)) for index, text in enumerate(batch.texts))
         return {index: verdict for index, verdict in verdicts if verdict is not None}
 
+    @abstractmethod
     def judge(self, text: str) -> str | Drop | None:
         """One document's new text, or why it goes; None leaves it as it is."""
-        raise NotImplementedError

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scratchlm.text.batch import Drop, Step
+from scratchlm.text.batch import DocumentStep, Drop
 
 _END_MARKS = (".", "?", "!", '"', "'", "”", "’")
 _ELLIPSES = ("...", "…")
@@ -22,7 +22,7 @@ _NOTICES = (
 
 
 @dataclass(frozen=True)
-class C4(Step):
+class C4(DocumentStep):
     """Keeps the lines that are sentences, and drops documents with few of them, with code or with placeholder text.
 
     A line goes that has no end mark (or ends in an ellipsis), too few words, a word beyond any length, or a notice on

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from scratchlm.errors import BrokenState, MissingFile
-from scratchlm.text.batch import Drop, Step
+from scratchlm.text.batch import DocumentStep, Drop
 
 # Read of a long document. On 7,000 English web pages this takes one for another language, as the whole text does none,
 # 3 times as fast; the first 2,000 characters alone take 7.
@@ -17,7 +17,7 @@ _PLACE_CHARACTERS = 250
 
 
 @dataclass(frozen=True)
-class Language(Step):
+class Language(DocumentStep):
     """Drops documents in other languages, and those whose language is unsure.
 
     Reads 2,000 characters, in 8 places from the beginning to the end of the document. Needs `pip install
