@@ -13,6 +13,10 @@ from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # a target that is not scored; torch's own choice for cross_entropy
 
+# Float32 logits in work at a time on a CPU: 1 MB. Measured there, from a quarter of it to four times as many were
+# alike, and 16 times as many, which leave a core's cache of 2 MB, a tenth slower.
+_CACHED_LOGITS = 2**18
+
 
 def mean_nats(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor, chunk_tokens: int | None = None) -> Tensor:
     """Mean cross-entropy of the scored targets, differentiable once in hidden states and head.
@@ -52,18 +56,17 @@ def nats_of_each(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor, chunk_
         Float32 (B, T), nats; 0 where the target is -100.
     """
     chunk_tokens = chunk_tokens or chunk_tokens_on(hidden_BTD.device)
-    nats_N = _sweep(hidden_BTD.flatten(0, -2), head_VD, targets_BT.flatten(), chunk_tokens, None, None)
+    nats_N, _ = _sweep(hidden_BTD.flatten(0, -2), head_VD, targets_BT.flatten(), chunk_tokens, None, wants_head=False)
     return nats_N.view_as(targets_BT)
 
 
 def chunk_tokens_on(device: torch.device) -> int:
     """Tokens whose logits are made at a time.
 
-    On a CPU, where a chunk should stay in cache, 256 to 1,024 were fastest and alike (8,192 tokens, vocabularies of
-    4,096 and 16,000, 256 wide, 2 cores with AMX). Elsewhere larger, so that kernels are worth their launch: chosen, not
-    tuned.
+    On a CPU 512 to 2,048 were alike (2,048 tokens, vocabularies of 8,000 and 16,000, 256 to 1,024 wide, a core with
+    AMX), 256 a fifth slower. Elsewhere larger, so that kernels are worth their launch: chosen, not tuned.
     """
-    return 512 if device.type == "cpu" else 2048
+    return 1024 if device.type == "cpu" else 2048
 
 
 def chunk_bytes(vocab_size: int) -> int:
@@ -76,9 +79,10 @@ class _MeanNats(torch.autograd.Function):
     def forward(ctx: Any, hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor, chunk_tokens: int) -> Tensor:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         d_hidden_BTD = torch.empty_like(hidden_BTD, memory_format=torch.contiguous_format) if wants_hidden else None
-        d_head_VD = torch.zeros_like(head_VD, dtype=_wide(head_VD.dtype)) if wants_head else None
         d_hidden_ND = None if d_hidden_BTD is None else d_hidden_BTD.flatten(0, -2)
-        nats_N = _sweep(hidden_BTD.flatten(0, -2), head_VD, targets_BT.flatten(), chunk_tokens, d_hidden_ND, d_head_VD)
+        nats_N, d_head_VD = _sweep(
+            hidden_BTD.flatten(0, -2), head_VD, targets_BT.flatten(), chunk_tokens, d_hidden_ND, wants_head
+        )
         n_scored = _n_scored(targets_BT)
         ctx.save_for_backward(d_hidden_BTD, d_head_VD, n_scored)
         ctx.head_dtype = head_VD.dtype
@@ -91,7 +95,7 @@ class _MeanNats(torch.autograd.Function):
         scale = d_loss / n_scored  # d_loss is not 1 where micro-batches accumulate
         return (
             None if d_hidden_BTD is None else d_hidden_BTD * scale.to(d_hidden_BTD.dtype),
-            None if d_head_VD is None else (d_head_VD * scale).to(ctx.head_dtype),
+            None if d_head_VD is None else d_head_VD.to(ctx.head_dtype, copy=True).mul_(scale),
             None,
             None,
         )
@@ -103,46 +107,53 @@ def _sweep(
     targets_N: Tensor,
     chunk_tokens: int,
     d_hidden_ND: Tensor | None,
-    d_head_VD: Tensor | None,
-) -> Tensor:
-    """Nats of each target; where given, fills `d_hidden_ND` and adds to `d_head_VD` the gradients of their sum.
+    wants_head: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Nats of each target; the gradients of their sum, by the hidden states where there is room, by the head on request.
 
-    With e = exp(logits - their maximum) and s its sum along the vocabulary, the gradient of the logits is (e - s at the
-    target) / s: e stays in the buffer it was computed in and the division falls on the small matrices.
+    The head's gradient comes in the 16 bits of autocast where one chunk made it, else in float32.
     """
     device, dtype = hidden_ND.device, hidden_ND.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
+    d_head_VD: Tensor | None = None
     with torch.autocast(device.type, enabled=False):
         hidden_ND, head_VD = hidden_ND.to(dtype), head_VD.to(dtype)
-        # Both buffers live through all chunks: fresh ones would have the kernel zero their pages every time.
-        n_rows = min(chunk_tokens, len(targets_N))
-        logits_buffer = torch.empty(n_rows, len(head_VD), dtype=dtype, device=device)
-        wide_buffer = logits_buffer if dtype == _wide(dtype) else torch.empty_like(logits_buffer, dtype=_wide(dtype))
+        # One buffer lives through all chunks: a fresh one would have the kernel zero its pages every time.
+        logits_buffer = torch.empty(min(chunk_tokens, len(targets_N)), len(head_VD), dtype=dtype, device=device)
         nats_N = torch.empty(len(targets_N), dtype=_wide(dtype), device=device)
+        scored_N1, targets_N1 = (targets_N != IGNORED)[:, None], targets_N.clamp(min=0)[:, None]
         for start in range(0, len(targets_N), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            hidden_CD, targets_C1 = hidden_ND[chunk], targets_N[chunk, None]
-            scored_C1, targets_C1 = targets_C1 != IGNORED, targets_C1.clamp(min=0)
-
-            logits_CV, e_CV = logits_buffer[: len(hidden_CD)], wide_buffer[: len(hidden_CD)]
+            hidden_CD, scored_C1 = hidden_ND[chunk], scored_N1[chunk]
+            logits_CV = logits_buffer[: len(hidden_CD)]
             torch.mm(hidden_CD, head_VD.T, out=logits_CV)
-            highest_C1 = logits_CV.amax(-1, keepdim=True).to(e_CV.dtype)
-            at_target_C1 = logits_CV.gather(1, targets_C1).to(e_CV.dtype)
-            e_CV.copy_(logits_CV).sub_(highest_C1).exp_()  # copying a buffer onto itself does nothing
-            sum_C1 = e_CV.sum(-1, keepdim=True)
-            nats_N[chunk] = (sum_C1.log() + highest_C1 - at_target_C1).masked_fill(~scored_C1, 0)[:, 0]
-            if d_hidden_ND is None and d_head_VD is None:
-                continue
-
-            e_CV.scatter_add_(1, targets_C1, -sum_C1)  # before rounding: a sure and right prediction has 1 - s near 0
-            d_logits_CV = logits_CV.copy_(e_CV)
-            weight_C1 = scored_C1 / sum_C1
+            _reduce(logits_CV, targets_N1[chunk], nats_N[chunk], wants_head or d_hidden_ND is not None)
+            d_logits_CV = logits_CV
             if d_hidden_ND is not None:
-                d_hidden_ND[chunk] = (d_logits_CV @ head_VD) * weight_C1
-            if d_head_VD is not None:
-                d_head_VD += d_logits_CV.T @ (hidden_CD * weight_C1).to(dtype)
-    return nats_N
+                d_hidden_ND[chunk] = (d_logits_CV @ head_VD) * scored_C1
+            if wants_head:
+                of_chunk_VD = d_logits_CV.T @ (hidden_CD * scored_C1)
+                d_head_VD = of_chunk_VD if d_head_VD is None else d_head_VD.to(_wide(dtype)).add_(of_chunk_VD)
+        return nats_N.masked_fill_(~scored_N1[:, 0], 0), d_head_VD
+
+
+def _reduce(logits_CV: Tensor, targets_C1: Tensor, nats_C: Tensor, wants_gradients: bool) -> None:
+    """Writes the nats of each target; turns the logits, where wanted, into the gradient of the nats by them."""
+    n_rows = len(logits_CV)
+    if logits_CV.device.type == "cpu":  # a few rows at a time, so that what is float32 stays in a core's cache
+        n_rows = min(n_rows, max(1, _CACHED_LOGITS // logits_CV.shape[1]))
+    wide_buffer = logits_CV.new_empty(n_rows, logits_CV.shape[1], dtype=nats_C.dtype)
+    minus_one_R1 = wide_buffer.new_full((n_rows, 1), -1)
+    for start in range(0, len(logits_CV), n_rows):
+        rows = slice(start, start + n_rows)
+        logits_RV, targets_R1 = logits_CV[rows], targets_C1[rows]
+        wide_RV = wide_buffer[: len(logits_RV)]
+        wide_RV.copy_(logits_RV)
+        torch.log_softmax(wide_RV, -1, out=wide_RV)
+        nats_C[rows] = -wide_RV.gather(1, targets_R1)[:, 0]
+        if wants_gradients:  # the probabilities, less 1 at the target: before rounding, for both may be near 1
+            logits_RV.copy_(wide_RV.exp_().scatter_add_(1, targets_R1, minus_one_R1[: len(logits_RV)]))
 
 
 def _n_scored(targets_BT: Tensor) -> Tensor:
