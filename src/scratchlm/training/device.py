@@ -1,8 +1,8 @@
 """The device that trains: its name, how much arithmetic it could do at most, and the memory it holds."""
 
+import platform
 import re
 import resource
-import sys
 import time
 from functools import cache
 from typing import NamedTuple
@@ -178,9 +178,9 @@ class Memory:
         """The figures since the last call, and starts anew.
 
         Returns:
-            `memory_bytes`: the most that was held; on a CUDA device in tensors, on Metal in all, on Linux's CPUs without
-            mapped files. `memory_reserved_bytes`, on a CUDA device: the most that the allocator had taken from it,
-            which is what runs out.
+            `memory_bytes`: the most that was held; on a CUDA device in tensors, on Metal in all, on a CPU under Linux
+            without mapped files. `memory_reserved_bytes`, on a CUDA device: the most that the allocator had taken from
+            it, which is what runs out.
         """
         if self._device.type == "cuda":
             counters = torch.cuda.memory_stats_as_nested_dict(self._device)
@@ -197,10 +197,10 @@ class Memory:
 def _held_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.driver_allocated_memory())
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         with open("/proc/self/statm", "rb", buffering=0) as file:  # a third of the time of /proc/self/status
             _, resident, of_files, *_ = file.read().split()
         return (int(resident) - int(of_files)) * resource.getpagesize()
     # The most since the process began; the unit is bytes on macOS, kilobytes everywhere else.
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return most if platform.system() == "Darwin" else most * 1024

@@ -13,15 +13,15 @@ from scratchlm.training.task import task_of
 from scratchlm.training.throughput import Throughput
 
 _SCORES = ("val/loss", "val/perplexity", "val/bits_per_byte")
-_DRAWN_SECONDS = 0.25  # from one drawing of the bar to the next; chosen, not tuned
-_BAR_COLUMNS = 16  # that the percentage and the narrowest bar take
+_DRAWN_SECONDS = 0.5  # from one drawing of the bar to the next; chosen, not tuned
+_BAR_COLUMNS = 12  # that the percentage and the narrowest bar take
 _LEAST_FIRST = ("memory", "mfu", "step", "rate", "loss")  # what a narrow terminal goes without
 
 
 class Progress(ProgressBar):
     """A bar with loss, speed, memory and time left; plain lines at each log interval where stderr is no terminal.
 
-    Speed and time left are those of the last minute or so, and memory the most so far: metrics.jsonl has each interval's.
+    Speed and time left go by the last minute or so, memory is the most so far; metrics.jsonl has each interval's own.
     """
 
     def __init__(self, throughput: Throughput | None = None) -> None:
@@ -37,6 +37,8 @@ class Progress(ProgressBar):
         self._eval_bar: tqdm[Any] | None = None
         self._drawn = 0.0
         self._loss: float | None = None
+        self._started = 0.0
+        self._took: float | None = None  # seconds, of a training that is done
 
     def enable(self) -> None:
         """Shows progress (the default)."""
@@ -48,7 +50,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar, at the step resumed from."""
-        self._loss = None
+        self._loss, self._took, self._started = None, None, time.monotonic()
         if self._enabled and sys.stderr.isatty():
             self._bar = _TrainingBar(trainer.global_step, trainer.max_steps, self)
 
@@ -87,7 +89,9 @@ class Progress(ProgressBar):
         if meter.most_memory_bytes:
             shown["memory"] = f"{meter.most_memory_bytes / 1e9:.3g} GB"
         left = meter.seconds_left(step)
-        if left is not None:
+        if self._took is not None:
+            shown["left"] = f"took {_clock(self._took)}"
+        elif left is not None:
             shown["left"] = f"{_clock(left)} left"
         return shown
 
@@ -127,8 +131,10 @@ class Progress(ProgressBar):
         self._close_eval()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
+        """Closes the bar, which says how long this process took where the run is done."""
         if self._bar is not None:
+            if trainer.global_step == trainer.max_steps:
+                self._took = time.monotonic() - self._started
             self._bar.close()
             self._bar = None
 

@@ -27,6 +27,9 @@ class Throughput(Callback):
         self.most_memory_bytes = 0  # that a step that logged has seen so far
         self._pace = Pace()
         self._is_on = False
+        self._paused_seconds = self._wait_seconds = 0.0
+        self._paused_since: float | None = None
+        self._logged = self._paced = (0, 0.0)  # step and clock of the last step that logged, and of what pace has seen
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -64,10 +67,12 @@ class Throughput(Callback):
         self._saving_seconds = self._seconds_saved()
         batches = trainer.val_check_batch
         self._validations = Pauses(batches / trainer.accumulate_grad_batches if batches else None)
+        self._log_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's connector
         self._memory = device.Memory(self._device)
+        self._looks = (trainer.global_step + 1) % self._log_steps == 0
         self._pace = Pace()
         self._paused_seconds = 0.0
-        self._paused_since: float | None = None
+        self._paused_since = None
         self._first_step = trainer.global_step + 1
         self._start_over(trainer.global_step)
         self._time_fetching(trainer)
@@ -106,12 +111,14 @@ class Throughput(Callback):
             self._validations.add(step, seconds)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Looks at the memory while all activations are there."""
-        self._memory.look()
+        """Looks at the memory while all activations are there, in a step that will log."""
+        if self._looks:
+            self._memory.look()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Looks at the memory while all gradients are there."""
-        self._memory.look()
+        """Looks at the memory while all gradients are there, in a step that will log."""
+        if self._looks:
+            self._memory.look()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,15 +135,16 @@ class Throughput(Callback):
             self._pace.add(step - self._paced[0], now - self._paced[1])
             self._paced = (step, now)
         if task.step_metrics:
-            task.step_metrics |= {f"throughput/{name}": value for name, value in self._measure(trainer).items()}
+            task.step_metrics |= {f"throughput/{name}": value for name, value in self._measure(trainer, step).items()}
+        self._looks = (step + 1) % self._log_steps == 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes no more times."""
         self._is_on = False
 
-    def _measure(self, trainer: Trainer) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, step: int) -> dict[str, float]:
         """The figures since the last step that logged; the first step of a process has no rates."""
-        step, now = trainer.global_step, self._clock()
+        now = self._clock()
         steps, seconds = step - self._logged[0], now - self._logged[1]
         largest: dict[str, float] = {"data_wait_fraction": self._wait_seconds / seconds if steps else 0.0}
         largest |= self._memory.take()
