@@ -30,7 +30,7 @@ def test_one_slow_step_hardly_moves_the_pace_and_a_lasting_change_is_followed_in
         (10, 20, 30, 2),  # that of the step just made is to come
         (10, 29, 30, 1),
         (10, 30, 30, 1),
-        (2.5, 6, 10, 2),
+        (2.5, 11, 20, 4),
         (None, 15, 30, 1),
         (float("inf"), 15, 30, 1),
     ],
@@ -38,6 +38,7 @@ def test_one_slow_step_hardly_moves_the_pace_and_a_lasting_change_is_followed_in
 def test_pauses_to_come_are_counted_to_the_last_step(every, step, last_step, due):
     pauses = Pauses(every)
     assert pauses.seconds_left(step, last_step) == 0
+    assert pauses.seconds_left(step, last_step, guess_seconds=2.0) == pytest.approx(2.0 * due)
     pauses.add(10, 3.0)
     assert pauses.seconds_left(step, last_step) == pytest.approx(3.0 * due)
 

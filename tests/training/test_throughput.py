@@ -1,5 +1,6 @@
 import statistics
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_the_first_step_of_a_process_has_no_rates_and_spoils_none(tiny, tmp_path
     lines = read_metrics(tmp_path)
     assert not RATES & set(lines[0])
     assert lines[0]["throughput/memory_bytes"] > 0
-    assert RATES <= set(lines[1])
+    assert set(lines[1]) >= RATES
     assert min(line["throughput/tokens_per_second"] for line in lines[1:]) > 128 / 1.0
 
     fit(
@@ -179,10 +180,10 @@ def test_two_processes_count_the_tokens_of_both(run_tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = read_metrics(tmp_path)
     assert len(lines) == 12
-    # A step is 128 tokens, and takes what lies between two lines but for pauses.
-    pairs = zip(lines[1:], lines[2:], strict=False)
-    tokens = [after["throughput/tokens_per_second"] * (after["time"] - line["time"]) for line, after in pairs]
-    assert statistics.median(tokens) == pytest.approx(128, rel=0.35)
+    # A step is 128 tokens, and takes the time between two lines, but for pauses and the busyness of the machine.
+    seconds = [after["time"] - line["time"] for line, after in pairwise(lines[1:])]
+    tokens = [line["throughput/tokens_per_second"] * taken for line, taken in zip(lines[2:], seconds, strict=True)]
+    assert 100 < statistics.median(tokens) < 230
     assert all(0 <= line["throughput/data_wait_fraction"] < 1 for line in lines[1:])
     assert all(line["throughput/memory_bytes"] > 1e7 for line in lines)
 

@@ -53,17 +53,16 @@ class Pauses:
         self._seconds.append(seconds)
         self._last_step = step
 
-    def seconds_left(self, step: int, last_step: int) -> float:
-        """What those still to come will take, each as long as the median of those seen; nothing where none was seen.
+    def seconds_left(self, step: int, last_step: int, guess_seconds: float = 0.0) -> float:
+        """What those still to come will take, each as long as the median of those seen.
 
         Args:
             step: The step just made; its own pause is still to come unless it was added.
             last_step: The last step of the run.
+            guess_seconds: How long one takes, as long as none was seen.
         """
-        if not self._seconds:
-            return 0.0
         after = max(step - 1, self._last_step)  # pauses up to this step are over
         due = int(last_step // self._every_steps) - int(after // self._every_steps)
         if last_step % self._every_steps and after < last_step:
             due += 1
-        return max(0, due) * median(self._seconds)
+        return max(0, due) * (median(self._seconds) if self._seconds else guess_seconds)

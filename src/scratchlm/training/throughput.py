@@ -52,8 +52,9 @@ class Throughput(Callback):
         seconds = self._pace.seconds_per_step
         if seconds is None:
             return None
-        pauses = (kind.seconds_left(step, self._max_steps) for kind in (self._validations, self._saves))
-        return (self._max_steps - step) * seconds + sum(pauses)
+        steps = (self._max_steps - step) * seconds
+        validations = self._validations.seconds_left(step, self._max_steps, self._steps_a_validation * seconds)
+        return steps + validations + self._saves.seconds_left(step, self._max_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the device's peak where no table has it, and starts the clock."""
@@ -67,6 +68,8 @@ class Throughput(Callback):
         self._saving_seconds = self._seconds_saved()
         batches = trainer.val_check_batch
         self._validations = Pauses(batches / trainer.accumulate_grad_batches if batches else None)
+        # A validation batch is as large as a micro-batch, and a forward pass a third of the arithmetic of training.
+        self._steps_a_validation = sum(trainer.num_val_batches) / trainer.accumulate_grad_batches / 3
         self._log_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's connector
         self._memory = device.Memory(self._device)
         self._looks = (trainer.global_step + 1) % self._log_steps == 0
@@ -140,6 +143,7 @@ class Throughput(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes no more times."""
+        self._end_validation(trainer.global_step)
         self._is_on = False
 
     def _measure(self, trainer: Trainer, step: int) -> dict[str, float]:
