@@ -1,6 +1,7 @@
 import statistics
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,3 +194,10 @@ def test_a_step_that_does_not_log_waits_for_no_device(tiny, tmp_path, monkeypatc
     monkeypatch.setattr(device, "wait_for", waited.append)
     fit(tiny, tmp_path, max_steps=9, log_every_n_steps=3, limit_val_batches=0)
     assert len(waited) == 1  # after the first step
+
+
+def test_the_guide_to_the_panels_names_every_figure(tiny, tmp_path):
+    fit(tiny, tmp_path, max_steps=2, limit_val_batches=0)
+    guide = (Path(__file__).parents[2] / "docs" / "wandb.md").read_text(encoding="utf-8")
+    for name in read_metrics(tmp_path)[-1]:
+        assert f"`{name}`" in guide, name
