@@ -36,10 +36,14 @@ from scratchlm.model.gpt import GPT
 from scratchlm.model.probe import choose
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
-from scratchlm.training.callbacks import DivergenceGuard, Progress, Samples, Summary, Throughput
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
+from scratchlm.training.divergence import DivergenceGuard
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
+from scratchlm.training.progress import Progress
+from scratchlm.training.samples import Samples
+from scratchlm.training.summary import Summary
 from scratchlm.training.task import NextTokenTask
+from scratchlm.training.throughput import Throughput
 
 # What one call asks for, not what the run is: left out of config.yaml and of the checkpoint.
 _OF_THE_CALL = ("ckpt_path", "fresh", "weights_only", "return_predictions", "output", "verbose")
@@ -154,11 +158,14 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer with our loggers, callbacks and checkpoint writer beside whatever the YAML names."""
         trainer = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [] if trainer["enable_progress_bar"] is False else [Progress()]
+        throughput = Throughput() if self.subcommand == "fit" else None
+        callbacks: list[Callback] = [throughput] if throughput else []
+        if trainer["enable_progress_bar"] is not False:
+            callbacks.append(Progress(throughput))
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
-            callbacks += [Summary(), Throughput(), Samples(), DivergenceGuard()]
+            callbacks += [Summary(), Samples(), DivergenceGuard()]
         kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
         for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):

@@ -124,6 +124,11 @@ def test_a_training_leaves_an_offline_run_with_axis_sections_loss_tables_and_con
     assert scores == {line["tokens"]: line["val/tales/loss"] for line in truth if "val/loss" in line}
     sections = {name.split("/")[0] for line in history for name in line if "/" in name}
     assert sections == {"train", "val", "val_per_source", "throughput", "samples", "corpus"}
+    figures = {"tokens_per_second", "mfu", "data_wait_fraction", "memory_bytes", "seconds_left"}
+    for name in (f"throughput/{figure}" for figure in figures):
+        shown = {line["tokens"]: line[name] for line in history if name in line}
+        assert shown == {line["tokens"]: line[name] for line in truth if name in line}
+        assert len(shown) == (6 if name == "throughput/memory_bytes" else 5)  # the first step has no rates
     tables = [line for line in history if "samples/completions/path" in line]
     assert [line["tokens"] for line in tables] == [5 * 128, 6 * 128]
     table = json.loads((folder / "files" / tables[-1]["samples/completions/path"]).read_text())

@@ -7,9 +7,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scratchlm.errors import BadValue, BrokenState
-from scratchlm.training.callbacks import DivergenceGuard, Progress
+from scratchlm.training.divergence import DivergenceGuard
 from scratchlm.training.loggers import read_metrics
 from scratchlm.training.optimizers import learning_rate_at
+from scratchlm.training.progress import Progress
 
 
 def fit(tiny, folder, resume=None, micro=4, task=None, **settings):

@@ -17,10 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from scratchlm.model.gpt import GPT
 from scratchlm.text.tokenizer import train
-from scratchlm.training.callbacks import DivergenceGuard, Progress, Samples, Summary, Throughput
 from scratchlm.training.checkpoints import FOLDER, Checkpoints, WholeCheckpointIO, newest_whole
+from scratchlm.training.divergence import DivergenceGuard
 from scratchlm.training.loggers import MetricsLogger
+from scratchlm.training.progress import Progress
+from scratchlm.training.samples import Samples
+from scratchlm.training.summary import Summary
 from scratchlm.training.task import NextTokenTask
+from scratchlm.training.throughput import Throughput
 
 TEXT = "the cat sat on a mat and saw the dog. once upon a time a small bird sang. " * 60
 TOKENIZER = train("char", [TEXT], vocab_size=300)
@@ -132,7 +136,8 @@ def tiny_trainer(folder: Path, micro: int = 4, devices: int = 1, **settings: Any
     """A Trainer as the command line builds it, with every callback."""
     accumulate = GLOBAL_BATCH // (micro * devices)
     val_every_steps = settings.pop("val_every_steps", 5)
-    callbacks = [Progress(), Summary(), Throughput(), Samples(), DivergenceGuard()]
+    throughput = Throughput()
+    callbacks = [throughput, Progress(throughput), Summary(), Samples(), DivergenceGuard()]
     callbacks += [Checkpoints(every_steps=settings.pop("every_steps", 4)), *settings.pop("callbacks", [])]
     defaults: dict[str, Any] = {
         "default_root_dir": folder,

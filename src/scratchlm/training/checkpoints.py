@@ -17,7 +17,7 @@ from scratchlm.errors import BadValue, BrokenState
 from scratchlm.files.whole import remove_leftovers, unwritable, whole_file
 from scratchlm.model.checkpoint import read, verify
 from scratchlm.training.loggers import say
-from scratchlm.training.task import NextTokenTask
+from scratchlm.training.task import task_of
 
 FOLDER = "checkpoints"  # in the run folder
 BEST = "best.ckpt"
@@ -103,7 +103,7 @@ class Checkpoints(Checkpoint):
         """Saves the step before this batch: later than its own end, so that a validation due at that step is done."""
         is_boundary = batch_idx % trainer.accumulate_grad_batches == 0
         if is_boundary and trainer.global_step % self.every_steps == 0 and trainer.global_step != self._saved_step:
-            _task(pl_module).require_finite()  # waits for the device, whose work is not to count as saving
+            task_of(pl_module).require_finite()  # waits for the device, whose work is not to count as saving
             start = time.monotonic()
             self._save_step(trainer, pl_module)
             self.saving_seconds += time.monotonic() - start
@@ -114,7 +114,7 @@ class Checkpoints(Checkpoint):
             return
         loss = float(trainer.callback_metrics["val/loss"])
         if not math.isfinite(loss):
-            raise _task(pl_module).divergence(
+            raise task_of(pl_module).divergence(
                 f"the validation loss is no finite number at step {trainer.global_step:,}"
             )
         if loss < self.best:
@@ -143,7 +143,7 @@ class Checkpoints(Checkpoint):
             self._prune(step)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, path: Path) -> None:
-        _task(pl_module).require_finite_state()
+        task_of(pl_module).require_finite_state()
         if not getattr(trainer, "fast_dev_run", False):  # a rehearsal leaves nothing behind
             trainer.save_checkpoint(path, weights_only=False)
 
@@ -154,11 +154,6 @@ class Checkpoints(Checkpoint):
         for other, path in found.items():
             if other not in kept:
                 path.unlink(missing_ok=True)
-
-
-def _task(module: LightningModule) -> NextTokenTask:
-    assert isinstance(module, NextTokenTask)
-    return module
 
 
 def step_checkpoints(folder: str | Path) -> Mapping[int, Path]:

@@ -340,3 +340,9 @@ def _place_loops(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> No
     loops = checkpoint["loops"]["fit_loop"]
     loops["epoch_loop.batch_progress"] = {"total": batches, "current": dict(batches), "is_last_batch": False}
     loops["epoch_progress"] = {"total": epoch, "current": dict(epoch)}
+
+
+def task_of(module: LightningModule) -> NextTokenTask:
+    """The module that a callback is handed, as what it is here."""
+    assert isinstance(module, NextTokenTask)
+    return module
