@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any
 
 from benchmarks.batches import windows
 from benchmarks.one_pass import one_pass
-from benchmarks.outputs import OURS, Wrong
+from benchmarks.outputs import OTHER, OURS, Wrong
 from benchmarks.peers import NEEDS
 from benchmarks.preparation import memory, prepare
 from benchmarks.process_tree import Failed
 from benchmarks.report import machine
+from benchmarks.shapes import SHAPES
+from benchmarks.training import CONTESTANTS, DEFAULT, ROOT, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +82,38 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--megadocuments", type=float, default=50, help="in the table of hashes (default: 50)")
     verb.add_argument("--rounds", type=int, default=3, help="of each (default: 3)")
+    training = argparse.ArgumentParser(add_help=False)
+    training.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    training.add_argument("--threads", type=int, help="of each process (default: the cores that it may use)")
+    training.add_argument("--sequences", type=int, help="of a step (default: the shape's own)")
+    verb = add("train", train, training)
+    verb.add_argument(
+        "--shape",
+        nargs="+",
+        choices=list(SHAPES),
+        default=["5m", "16m"],
+        help="(default: 5m 16m; 218m is for a CPU, 220m for a GPU)",
+    )
+    verb.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16"], help="default: bf16")
+    verb.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=[*CONTESTANTS, OTHER],
+        default=DEFAULT,
+        help=f"in this order (default: {' '.join(DEFAULT)})",
+    )
+    verb.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default: 5)")
+    verb.add_argument("--steps", type=int, help="of a turn (default: as many as --round-seconds take)")
+    verb.add_argument("--round-seconds", type=float, default=5, help="about as long is a turn (default: 5)")
+    verb.add_argument(
+        "--environments",
+        default=os.environ.get("SCRATCHLM_BENCH", str(ROOT / ".bench")),
+        help="where scripts/bench_env.sh has made those of the peers (default: $SCRATCHLM_BENCH, else .bench)",
+    )
+    verb.add_argument("--against", help="another checkout of scratchlm, for the contestant `other checkout`")
+    verb.add_argument(
+        "--set", nargs=2, action="append", metavar=("KEY", "VALUE"), help="give scratchlm --KEY VALUE; may be repeated"
+    )
     return whole
 
 
