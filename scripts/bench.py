@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batches import windows
+from benchmarks.loop import loop
 from benchmarks.one_pass import one_pass
 from benchmarks.outputs import OTHER, OURS, Wrong
 from benchmarks.peers import NEEDS
@@ -86,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     training.add_argument("--threads", type=int, help="of each process (default: the cores that it may use)")
     training.add_argument("--sequences", type=int, help="of a step (default: the shape's own)")
+    training.add_argument(
+        "--set", nargs=2, action="append", metavar=("KEY", "VALUE"), help="give scratchlm --KEY VALUE; may be repeated"
+    )
     verb = add("train", train, training)
     verb.add_argument(
         "--shape",
@@ -111,9 +115,13 @@ def parser() -> argparse.ArgumentParser:
         help="where scripts/bench_env.sh has made those of the peers (default: $SCRATCHLM_BENCH, else .bench)",
     )
     verb.add_argument("--against", help="another checkout of scratchlm, for the contestant `other checkout`")
-    verb.add_argument(
-        "--set", nargs=2, action="append", metavar=("KEY", "VALUE"), help="give scratchlm --KEY VALUE; may be repeated"
-    )
+    verb = add("loop", loop, training)
+    verb.add_argument("--shape", choices=list(SHAPES), default="5m", help="default: 5m")
+    verb.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="default: bf16")
+    verb.add_argument("--rounds", type=int, default=12, help="turns of each (default: 12)")
+    verb.add_argument("--steps", type=int, default=20, help="of a turn; a fit logs each tenth (default: 20)")
+    verb.add_argument("--count-pauses", action="store_true", help="count validation, samples and saving, too")
+    verb.add_argument("--apart", action="store_true", help="the bare loop in a process of its own, without W&B and bar")
     return whole
 
 

@@ -42,7 +42,7 @@ _TRAIN_TOKENS = 4_000_000  # of the random train.bin
 def train(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Whole optimizer steps of each contestant, a process each that stays alive, in turn, round after round."""
     for name in given.contestants:
-        _environment(name, given)  # what is missing is said before anything is built
+        environment_of(name, given)  # what is missing is said before anything is built
     shapes = {name: _with_batch(SHAPES[name], given.sequences) for name in given.shape}
     for name, shape in shapes.items():
         _require_memory(name, shape, given)
@@ -159,7 +159,7 @@ def _started(who: str, shape: Shape, precision: str, given: argparse.Namespace, 
     """A contestant's process, killed at the end of the block."""
     folder = work / who.replace(" ", "-")
     folder.mkdir()
-    python, environment = _environment(who, given)
+    python, environment = environment_of(who, given)
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}  # else a compiler's time is that of its cache
     if who == "matmul" or _is_peer(who):
         facts = {"shape": shape._asdict(), "device": given.device, "precision": precision, "seed": 1}
@@ -174,7 +174,7 @@ def _started(who: str, shape: Shape, precision: str, given: argparse.Namespace, 
 
 
 def fit_command(
-    shape: Shape, precision: str, device: str, folder: Path, keys: Sequence[Sequence[str]], **trainer: Any
+    shape: Shape, precision: str, device: str, folder: Path, keys: Sequence[Sequence[str]], quiet: bool = True
 ) -> list[str]:
     """Arguments for Python to run `scratchlm fit` on random ids, with a callback that waits for orders.
 
@@ -184,27 +184,27 @@ def fit_command(
         device: cpu or cuda.
         folder: Where its bins, its YAML and its run go.
         keys: Further keys of the command line with their values; they win.
-        **trainer: Keys under `trainer:` of the YAML.
+        quiet: Never validate and never save; else as often as a fit does by default.
     """
-    settings = {"val_check_interval": _NEVER, "max_steps": _NEVER} | trainer
     data = random_bins(folder / "text", shape.vocab_size, _TRAIN_TOKENS)
     data |= {"context_length": shape.context_length}
     data |= {"micro_batch_size": shape.sequences, "global_batch_size": shape.sequences}
-    config = {
+    config: dict[str, Any] = {
         "data": data,
         "model": {"gpt": {key: getattr(shape, key) for key in ("d_model", "n_layers", "n_heads", "d_ff")}},
         "trainer": {
             "accelerator": device,
             "precision": {"bf16": "bf16-mixed", "fp32": "32-true"}[precision],
             "default_root_dir": str(folder / "run"),
-            **settings,
+            "max_steps": _NEVER,
         },
     }
-    if settings["val_check_interval"] == _NEVER:
+    if quiet:
+        config["trainer"]["val_check_interval"] = _NEVER
         config["checkpoint"] = {"every_steps": _NEVER}
     write_yaml(folder / "bench.yaml", config)
-    # ORDERS and ANSWERS: what Contestant puts in their places are plain numbers.
-    callback = f'[{{class_path: benchmarks.rounds.Rounds, init_args: {{orders: ORDERS, answers: ANSWERS, began: {time.time()}}}}}]'
+    values = f"{{orders: ORDERS, answers: ANSWERS, began: {time.time()}}}"
+    callback = f"[{{class_path: benchmarks.rounds.Rounds, init_args: {values}}}]"
     words = ["-m", "scratchlm", "fit", "-c", str(folder / "bench.yaml"), "--trainer.callbacks", callback]
     return words + [word for key, value in keys for word in (f"--{key}", value)]
 
@@ -226,7 +226,7 @@ def meta_gpt(shape: Shape) -> "GPT":
         )
 
 
-def _environment(who: str, given: argparse.Namespace) -> tuple[str, dict[str, str]]:
+def environment_of(who: str, given: argparse.Namespace) -> tuple[str, dict[str, str]]:
     """The interpreter of a contestant and its environment; ends with one line where the library is missing."""
     environment = os.environ | {"OMP_NUM_THREADS": str(given.threads or n_cores()), "WANDB_MODE": "disabled"}
     checkout = Path(given.against).resolve() if who == OTHER else ROOT

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.process_tree import Failed, anon_bytes
+from benchmarks.process_tree import Failed, anon_bytes, tree
 
 _INTERVAL_SECONDS = 0.01  # between two looks at a contestant's memory
 
@@ -111,11 +112,10 @@ class Contestant:
                 watcher.join()
 
     def end(self) -> None:
-        """Kills it with all that it started."""
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        """Kills it with all that it started, also what has left its group."""
+        for kill, pid in [(os.kill, pid) for pid in tree(self._process.pid)] + [(os.killpg, self._process.pid)]:
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._orders)
         self._reader.close()
