@@ -109,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default: 5)")
     verb.add_argument("--steps", type=int, help="of a turn (default: as many as --round-seconds take)")
     verb.add_argument("--round-seconds", type=float, default=5, help="about as long is a turn (default: 5)")
+    verb.add_argument("--start-together", action="store_true", help="where there are cores enough: saves time")
     verb.add_argument(
         "--environments",
         default=os.environ.get("SCRATCHLM_BENCH", str(ROOT / ".bench")),

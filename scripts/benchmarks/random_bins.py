@@ -16,13 +16,13 @@ from scratchlm.text.tales import tales
 _N_TALES = 1_000  # fills a window of validation at any context length in use
 
 
-def random_bins(folder: Path, vocab_size: int, n_tokens: int) -> dict[str, Any]:
-    """Makes bins of exactly so many ids, and gives the `data:` settings that they were made with.
+def random_bins(folder: Path, vocab_size: int, n_tokens: int | None) -> dict[str, Any]:
+    """Makes bins, and gives the `data:` settings that they were made with.
 
     Args:
         folder: Where the bins go, in a subfolder, with the text and the tokenizer that they are said to be made of.
         vocab_size: Ids of the tokenizer, 300 or more.
-        n_tokens: Length of train.bin, whose ids are drawn uniformly; val.bin is real text.
+        n_tokens: Ids to draw for train.bin, uniformly; None for real text, of which there is little. val.bin is real.
     """
     folder.mkdir()
     text, spelling = folder / "text.jsonl", folder / "tokenizer.json"
@@ -35,6 +35,8 @@ def random_bins(folder: Path, vocab_size: int, n_tokens: int) -> dict[str, Any]:
     with redirect_stderr(io.StringIO()):
         manifest = Corpus(**settings).prepare()
     assert manifest["vocab_size"] == vocab_size, manifest["vocab_size"]
+    if n_tokens is None:
+        return settings
     random = np.random.Generator(np.random.Philox(1))
     random.integers(0, vocab_size, n_tokens, np.uint16).tofile(folder / "bins" / "train.bin")
     declare_train_tokens(folder / "bins", n_tokens)

@@ -1,4 +1,4 @@
-"""Turns of a real `scratchlm fit`: a callback that lets it train as many steps as it is told, and says how long they took.
+"""Turns of a real `scratchlm fit`: a callback that lets it make as many steps as it is told, and times them.
 
 `bench.py` names it in the YAML of the run (`trainer.callbacks`), so what is timed is the command line's own Trainer.
 """
@@ -29,7 +29,7 @@ class Rounds(Callback):
         self._until: int | None = None  # step after which to stop
         self._bare: Bare | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Says what is trained; the clock of the first turn then runs through all that a start does."""
         gpt: Any = pl_module.gpt
         embeddings = {id(p) for m in gpt.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
@@ -39,13 +39,15 @@ class Rounds(Callback):
             parameters=gpt.n_parameters,
             beyond_embeddings=beyond,
             precision=str(trainer.precision),
+            micro_batch=pl_module.corpus["global_batch_size"] // trainer.accumulate_grad_batches,
+            tokens_per_step=pl_module.tokens_per_step,
             torch=torch.__version__,
             threads=torch.get_num_threads(),
         )
         self._obey(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Ends a turn where its steps are made: here, for at a batch's end other callbacks have yet to do their part."""
+        """Ends a turn where its steps are made; at a batch's end, other callbacks would have yet to do their part."""
         self._go_on(trainer)
         if trainer.global_step == self._until and batch_idx % trainer.accumulate_grad_batches == 0:
             _wait_for_device(pl_module.device)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.outputs import OTHER, OURS, Wrong
 from benchmarks.preparation import ROOT
 from benchmarks.random_bins import random_bins
-from benchmarks.report import bar, n_cores, spread, table
+from benchmarks.report import bar, n_cores, spread, table, verdict
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.turns import Contestant
 
@@ -67,11 +67,16 @@ def _race(name: str, shape: Shape, precision: str, given: argparse.Namespace, wo
         with bar(f"{name}, {precision}: starting", len(given.contestants), "contestants") as progress:
             for who in given.contestants:
                 contestants[who] = stack.enter_context(_started(who, shape, precision, given, work))
-                facts[who] = contestants[who].answer()
-                facts[who]["first"] = contestants[who].turn(steps=1)
+                contestants[who].order(steps=1)
+                if not given.start_together:
+                    facts[who] = _first_step(contestants[who])
+                    progress.update()
+            for who in given.contestants:
+                if given.start_together:
+                    facts[who] = _first_step(contestants[who])
+                    progress.update()
                 facts[who]["warm_up"] = contestants[who].turn(steps=_WARM_UP_STEPS)
                 runs[who] = []
-                progress.update()
         _require_same_size(facts, gpt)
         first = next(iter(contestants))
         n_steps = given.steps or _n_steps(facts[first]["warm_up"], given.round_seconds)
@@ -88,6 +93,11 @@ def _race(name: str, shape: Shape, precision: str, given: argparse.Namespace, wo
     _require_same_loss(runs, shape)
     found = _report(name, shape, precision, n_steps, facts, runs, max(peaks, key=lambda one: one["flops"]), gpt)
     return found | {"device": device}
+
+
+def _first_step(contestant: Contestant) -> dict[str, Any]:
+    """Waits until it has said what it is, and made the step that was ordered."""
+    return contestant.answer() | {"first": contestant.answer()}
 
 
 def _report(
@@ -123,16 +133,20 @@ def _report(
                 f"{facts[who]['parameters']:,}",
             ]
         )
-    print(
-        f"\n{name} in {precision}: {shape.d_model} wide, {shape.n_layers} layers, context {shape.context_length:,}, "
-        f"vocabulary {shape.vocab_size:,}, {shape.sequences} sequences a step, {len(next(iter(rates.values())))} rounds "
-        f"of {n_steps} steps; {flops:,} FLOPs a token; matmul peak {peak['flops'] / 1e9:,.0f} GFLOP/s ({peak['which']})\n"
-    )
+    n_rounds = len(next(iter(runs.values())))
+    said = [
+        f"{name} in {precision}: {shape.d_model} wide, {shape.n_layers} layers, context {shape.context_length:,}, "
+        f"vocabulary {shape.vocab_size:,}, {shape.sequences} sequences a step, {n_rounds} rounds of {n_steps} steps; "
+        f"{flops:,} FLOPs a token; matmul peak {peak['flops'] / 1e9:,.0f} GFLOP/s ({peak['which']})",
+        "",
+    ]
     header = ["contestant", "tokens/s, median (range)", "scratchlm is ... times as fast", "MFU", "peak memory, MB"]
-    print(table([*header, "warm-up, s", "first step after, s", "parameters"], rows))
+    said.append(table([*header, "warm-up, s", "first step after, s", "parameters"], rows))
     if OURS in median and precision == "bf16":
-        _verdicts(shape, median, mfu[OURS])
+        said += _verdicts(shape, median, mfu[OURS])
+    print("", *said, sep="\n")
     return {
+        "said": said,
         "shape": name,
         "precision": precision,
         "steps_a_round": n_steps,
@@ -142,16 +156,16 @@ def _report(
     }
 
 
-def _verdicts(shape: Shape, median: Mapping[str, float], mfu: float) -> None:
+def _verdicts(shape: Shape, median: Mapping[str, float], mfu: float) -> list[str]:
+    said = []
     rivals = {who: rate for who, rate in median.items() if who.partition("-")[0] in shape.goal_against}
     if shape.goal and rivals:
         best = max(rivals, key=lambda who: rivals[who])
-        ratio = median[OURS] / rivals[best]
-        met = "met" if ratio >= shape.goal else "MISSED"
-        print(f"\nscratchlm against the best, {best}: {ratio:.2f} times as fast, goal {shape.goal:g}: {met}.")
+        said += ["", verdict(f"{OURS} against the best, {best}", median[OURS] / rivals[best], shape.goal)]
     if shape.goal_mfu:
         met = "met" if mfu >= shape.goal_mfu else "MISSED"
-        print(f"MFU: {100 * mfu:.1f}%, goal {100 * shape.goal_mfu:g}%: {met}.")
+        said += ["", f"MFU: {100 * mfu:.1f}%, goal {100 * shape.goal_mfu:g}%: {met}."]
+    return said
 
 
 @contextmanager
@@ -186,10 +200,21 @@ def fit_command(
         keys: Further keys of the command line with their values; they win.
         quiet: Never validate and never save; else as often as a fit does by default.
     """
-    data = random_bins(folder / "text", shape.vocab_size, _TRAIN_TOKENS)
+    write_yaml(folder / "bench.yaml", fit_settings(shape, precision, device, folder, _TRAIN_TOKENS, quiet))
+    values = f"{{orders: ORDERS, answers: ANSWERS, began: {time.time()}}}"
+    callback = f"[{{class_path: benchmarks.rounds.Rounds, init_args: {values}}}]"
+    words = ["-m", "scratchlm", "fit", "-c", str(folder / "bench.yaml"), "--trainer.callbacks", callback]
+    return words + [word for key, value in keys for word in (f"--{key}", value)]
+
+
+def fit_settings(
+    shape: Shape, precision: str, device: str, folder: Path, n_tokens: int | None, quiet: bool
+) -> dict[str, Any]:
+    """The YAML of a fit; for the arguments see `fit_command` and `random_bins`."""
+    data = random_bins(folder / "text", shape.vocab_size, n_tokens)
     data |= {"context_length": shape.context_length}
     data |= {"micro_batch_size": shape.sequences, "global_batch_size": shape.sequences}
-    config: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "data": data,
         "model": {"gpt": {key: getattr(shape, key) for key in ("d_model", "n_layers", "n_heads", "d_ff")}},
         "trainer": {
@@ -200,13 +225,9 @@ def fit_command(
         },
     }
     if quiet:
-        config["trainer"]["val_check_interval"] = _NEVER
-        config["checkpoint"] = {"every_steps": _NEVER}
-    write_yaml(folder / "bench.yaml", config)
-    values = f"{{orders: ORDERS, answers: ANSWERS, began: {time.time()}}}"
-    callback = f"[{{class_path: benchmarks.rounds.Rounds, init_args: {values}}}]"
-    words = ["-m", "scratchlm", "fit", "-c", str(folder / "bench.yaml"), "--trainer.callbacks", callback]
-    return words + [word for key, value in keys for word in (f"--{key}", value)]
+        settings["trainer"]["val_check_interval"] = _NEVER
+        settings["checkpoint"] = {"every_steps": _NEVER}
+    return settings
 
 
 def meta_gpt(shape: Shape) -> "GPT":
@@ -308,6 +329,6 @@ def _require_same_loss(runs: Mapping[str, Sequence[Mapping[str, Any]]], shape: S
         for number, run in enumerate(rounds, 1):
             if not abs(run["loss"] - expected) < _SAME_LOSS_NATS:
                 raise Wrong(
-                    f"{who}: its loss in round {number} is {run['loss']:.2f} nats, and on random ids of a vocabulary of "
-                    f"{shape.vocab_size:,} it must be about {expected:.2f}: it does not do the same work."
+                    f"{who}: its loss in round {number} is {run['loss']:.2f} nats, and on random ids of a vocabulary "
+                    f"of {shape.vocab_size:,} it must be about {expected:.2f}: it does not do the same work."
                 )

@@ -1,6 +1,6 @@
 """Contestants that stay alive and take turns: each a process of its own, told over a pipe how many steps to make.
 
-An order is one JSON object a line, and so is its answer. Only the standard library: the peers' environments read it too.
+An order is a JSON object on a line, and so is its answer. Standard library only: the peers' environments read it too.
 """
 
 import json
@@ -87,9 +87,14 @@ class Contestant:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def order(self, **order: Any) -> None:
+        """Gives an order; whoever has not answered the last one takes it up after that."""
+        with suppress(BrokenPipeError):  # it has ended, and `answer` says how
+            os.write(self._orders, (json.dumps(order) + "\n").encode())
+
     def turn(self, **order: Any) -> dict[str, Any]:
         """Gives an order and waits for its answer."""
-        os.write(self._orders, (json.dumps(order) + "\n").encode())
+        self.order(**order)
         return self.answer()
 
     def watched_turn(self, **order: Any) -> tuple[dict[str, Any], int]:
