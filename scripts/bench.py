@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batches import windows
+from benchmarks.gpu import gpu
 from benchmarks.loop import loop
 from benchmarks.one_pass import one_pass
 from benchmarks.outputs import OTHER, OURS, Wrong
@@ -83,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--megadocuments", type=float, default=50, help="in the table of hashes (default: 50)")
     verb.add_argument("--rounds", type=int, default=3, help="of each (default: 3)")
+    environments = argparse.ArgumentParser(add_help=False)
+    environments.add_argument(
+        "--environments",
+        default=os.environ.get("SCRATCHLM_BENCH", str(ROOT / ".bench")),
+        help="where scripts/bench_env.sh has made those of the peers (default: $SCRATCHLM_BENCH, else .bench)",
+    )
     training = argparse.ArgumentParser(add_help=False)
     training.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     training.add_argument("--threads", type=int, help="of each process (default: the cores that it may use)")
@@ -90,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--set", nargs=2, action="append", metavar=("KEY", "VALUE"), help="give scratchlm --KEY VALUE; may be repeated"
     )
-    verb = add("train", train, training)
+    verb = add("train", train, training, environments)
     verb.add_argument(
         "--shape",
         nargs="+",
@@ -110,19 +117,18 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--steps", type=int, help="of a turn (default: as many as --round-seconds take)")
     verb.add_argument("--round-seconds", type=float, default=5, help="about as long is a turn (default: 5)")
     verb.add_argument("--start-together", action="store_true", help="where there are cores enough: saves time")
-    verb.add_argument(
-        "--environments",
-        default=os.environ.get("SCRATCHLM_BENCH", str(ROOT / ".bench")),
-        help="where scripts/bench_env.sh has made those of the peers (default: $SCRATCHLM_BENCH, else .bench)",
-    )
     verb.add_argument("--against", help="another checkout of scratchlm, for the contestant `other checkout`")
-    verb = add("loop", loop, training)
+    verb = add("loop", loop, training, environments)
     verb.add_argument("--shape", choices=list(SHAPES), default="5m", help="default: 5m")
     verb.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="default: bf16")
     verb.add_argument("--rounds", type=int, default=12, help="turns of each (default: 12)")
     verb.add_argument("--steps", type=int, default=20, help="of a turn; a fit logs each tenth (default: 20)")
     verb.add_argument("--count-pauses", action="store_true", help="count validation, samples and saving, too")
     verb.add_argument("--apart", action="store_true", help="the bare loop in a process of its own, without W&B and bar")
+    verb = add("gpu", gpu, environments)
+    verb.add_argument("--page", type=Path, help="to write the table into (default: docs/benchmarks.md)")
+    verb.add_argument("--minutes", type=float, default=8, help="what is not measured by then is left out (default: 8)")
+    verb.add_argument("--dry-run", action="store_true", help="on a CPU with a tiny network, to see that it all works")
     return whole
 
 

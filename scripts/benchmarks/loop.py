@@ -7,6 +7,7 @@ import termios
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ _TERMINAL = (40, 120)  # rows and columns of the terminal that the progress bar 
 
 def loop(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Steps of a fit with everything at defaults, in turn with steps of a bare loop inside the same process."""
+    wandb_mode = "offline" if find_spec("wandb") else "disabled"
+    print(f"W&B: {wandb_mode}")
     with ExitStack() as stack:
-        fit = stack.enter_context(_fitting("fit", given, work, "offline"))
+        fit = stack.enter_context(_fitting("fit", given, work, wandb_mode))
         bare = stack.enter_context(_fitting("bare", given, work, "disabled")) if given.apart else fit
         for contestant in {id(one): one for one in (fit, bare)}.values():
             facts = contestant.answer()

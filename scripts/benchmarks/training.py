@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,24 +257,24 @@ def environment_of(who: str, given: argparse.Namespace) -> tuple[str, dict[str, 
     if library in PEERS:
         path = [str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
         made = Path(given.environments) / library
-        if (made / "bin" / "python").exists():
-            python = str(made / "bin" / "python")
-        elif (made / "site").exists():  # installed by pip --target, for an interpreter that has torch
-            path.insert(0, str(made / "site"))
-        elif not _has(library):
+        if not has_peer(library, given):
             others = " ".join(name for name in given.contestants if name.partition("-")[0] != library)
             sys.exit(
                 f"bench.py: {who}: no {library} in {given.environments}. Make it: scripts/bench_env.sh "
                 f"{given.environments}. Or leave it out: --contestants {others or OURS}."
             )
+        if (made / "bin" / "python").exists():
+            python = str(made / "bin" / "python")
+        elif (made / "site").exists():
+            path.insert(0, str(made / "site"))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     return python, environment
 
 
-def _has(library: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(library) is not None
+def has_peer(library: str, given: argparse.Namespace) -> bool:
+    """Whether a peer has an environment, or a folder `site` made by pip --target, or is installed beside scratchlm."""
+    made = Path(given.environments) / library
+    return (made / "bin" / "python").exists() or (made / "site").exists() or find_spec(library) is not None
 
 
 def _is_peer(who: str) -> bool:
