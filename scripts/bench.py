@@ -28,10 +28,11 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(description=__doc__)
     verbs = whole.add_subparsers(required=True, metavar="BENCHMARK")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--text", type=Path, help="JSONL to take text from (default: scratchlm's built-in sources)")
-    shared.add_argument("--column", default="text", help="its field that holds the text (default: text)")
     shared.add_argument("--work", type=Path, help="folder for temporary files (default: the system's)")
     shared.add_argument("--json", type=Path, help="file to write every measurement to")
+    texts = argparse.ArgumentParser(add_help=False)
+    texts.add_argument("--text", type=Path, help="JSONL to take text from (default: scratchlm's built-in sources)")
+    texts.add_argument("--column", default="text", help="its field that holds the text (default: text)")
     prepared = argparse.ArgumentParser(add_help=False)
     prepared.add_argument("--tokenizer", help="tokenizer.json for all (default: a BPE trained on the text beforehand)")
     prepared.add_argument("--vocab-size", type=int, default=16_000, help="of that BPE (default: 16,000)")
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(function=function)
         return verb
 
-    verb = add("prepare", prepare, prepared)
+    verb = add("prepare", prepare, texts, prepared)
     verb.add_argument("--megabytes", type=float, help="text to use (default: all of --text, else 50)")
     verb.add_argument("--rounds", type=int, default=3, help="runs of each contestant (default: 3)")
     verb.add_argument(
@@ -60,11 +61,11 @@ def parser() -> argparse.ArgumentParser:
         help="in this order (default: scratchlm nanogpt plain)",
     )
     verb.add_argument("--against", help="another checkout of scratchlm, to run beside this one")
-    verb = add("memory", memory, prepared)
+    verb = add("memory", memory, texts, prepared)
     verb.add_argument(
         "--megabytes", type=float, nargs="+", default=[50, 200, 500, 2000], help="default: 50 200 500 2000"
     )
-    verb = add("windows", windows)
+    verb = add("windows", windows, texts)
     verb.add_argument("--megabytes", type=float, default=1000, help="size of the bin (default: 1000)")
     verb.add_argument("--context-length", type=int, default=1024, help="inputs of a window (default: 1024)")
     verb.add_argument(
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--megatokens", type=float, default=32, help="of each contestant in a round (default: 32)")
     verb.add_argument("--rounds", type=int, default=5, help="after one to warm up (default: 5)")
-    verb = add("pass", one_pass, prepared)
+    verb = add("pass", one_pass, texts, prepared)
     verb.add_argument("--megabytes", type=float, default=50, help="text to make blocks of (default: 50)")
     verb.add_argument("--megatokens", type=float, default=500, help="that the pass writes (default: 500)")
     verb.add_argument(

@@ -70,9 +70,9 @@ def gpu(given: argparse.Namespace, work: Path) -> dict[str, Any]:
             except (Failed, Wrong, OutOfTime) as error:
                 said = [f"Not measured: {_last_line(error)}"]
                 failed.append(title)
-            print(*said, sep="\n", flush=True)
             lines += [f"#### {title}", "", *said, ""]
-            _write(given.page, device_name, lines)
+            write_between_marks(given.page, device_name, lines)
+    print("", *lines, sep="\n")
     if failed:
         raise Wrong(f"not measured: {', '.join(failed)}; {given.page} has the rest.")
     print(f"\nwritten to {given.page}, after {time.monotonic() - began:.0f} s")
@@ -163,7 +163,8 @@ def _memory(name: str, shape: Shape, given: argparse.Namespace, work: Path) -> t
     largest = [("data.micro_batch_size", "auto"), ("data.global_batch_size", str(8 * shape.sequences))]
     checkpointing = [("model.gpt.activation_checkpointing", "true")]
     plans = {"1": one, "1, activation checkpointing": one + checkpointing}
-    plans |= {"auto": largest, "auto, activation checkpointing": largest + checkpointing}
+    plans |= {} if given.dry_run else {"auto": largest}
+    plans |= {"auto, activation checkpointing": largest + checkpointing}
     rows, results = [], {}
     for number, (plan, keys) in enumerate(plans.items()):
         folder = work / str(number)
@@ -225,17 +226,17 @@ def _resumed(name: str, shape: Shape, given: argparse.Namespace, work: Path) -> 
     )
     if not whole.keys() == killed.keys() == set(range(1, n_steps + 1)):
         raise Wrong(f"the runs logged steps {sorted(whole)} and {sorted(killed)}.")
-    attempts = {line["attempt"] for line in killed.values()}
+    went_on_after = min((step for step, line in killed.items() if line["attempt"] == 2), default=1) - 1
     apart = max(abs(whole[step]["train/loss"] - killed[step]["train/loss"]) for step in whole)
     rate = max(line.get("throughput/tokens_per_second", 0.0) for line in whole.values())
     first, last = whole[1]["train/loss"], whole[n_steps]["train/loss"]
     said = [
         f"{n_steps} steps, the loss from {first:.3f} to {last:.3f}; the other run was killed after step "
-        f"{3 * _EVERY_STEPS // 2} and went on from step {_EVERY_STEPS}. The largest difference between the losses of a "
-        f"step: {apart:.2g} nats (at most {_SAME_LOSS_NATS}). {rate:,.0f} tokens/s at best while logging each step; "
-        f"the resumed run took {seconds['killed']:.1f} s from start to end."
+        f"{3 * _EVERY_STEPS // 2} or soon after, and went on after step {went_on_after}. The largest difference "
+        f"between the losses of a step: {apart:.2g} nats (at most {_SAME_LOSS_NATS}). {rate:,.0f} tokens/s at best "
+        f"while logging each step; the resumed run took {seconds['killed']:.1f} s from start to end."
     ]
-    if not apart <= _SAME_LOSS_NATS or attempts != {1, 2}:
+    if not apart <= _SAME_LOSS_NATS or not went_on_after:
         raise Wrong(f"a run that was killed and went on is another run: {said[0]}")
     return said, {"apart_nats": apart, "seconds": seconds, "losses": {s: whole[s]["train/loss"] for s in whole}}
 
@@ -263,7 +264,7 @@ def _loop(name: str, shape: Shape, given: argparse.Namespace, work: Path) -> tup
     return [f"A whole fit against a bare loop over the same module and data: {ratios}."], results
 
 
-def _write(page: Path, name: str, lines: list[str]) -> None:
+def write_between_marks(page: Path, name: str, lines: list[str]) -> None:
     """Puts the lines into a page, between two marks with the device's name, in place of what was there."""
     begin, end = (mark.format(name=name) for mark in (_BEGIN, _END))
     text = page.read_text(encoding="utf-8") if page.exists() else ""

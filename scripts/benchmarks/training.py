@@ -78,7 +78,7 @@ def _race(name: str, shape: Shape, precision: str, given: argparse.Namespace, wo
                     progress.update()
                 facts[who]["warm_up"] = contestants[who].turn(steps=_WARM_UP_STEPS)
                 runs[who] = []
-        _require_same_size(facts, gpt)
+        require_same_size(facts, gpt)
         first = next(iter(contestants))
         n_steps = given.steps or _n_steps(facts[first]["warm_up"], given.round_seconds)
         peaks = []
@@ -91,7 +91,7 @@ def _race(name: str, shape: Shape, precision: str, given: argparse.Namespace, wo
         for who, contestant in contestants.items():
             answer, anon = contestant.watched_turn(steps=_WARM_UP_STEPS)
             facts[who]["peak_bytes"] = answer["peak_bytes"] or anon or None
-    _require_same_loss(runs, shape)
+    require_same_loss(runs, shape)
     found = _report(name, shape, precision, n_steps, facts, runs, max(peaks, key=lambda one: one["flops"]), gpt)
     return found | {"device": device}
 
@@ -310,7 +310,7 @@ def _require_memory(name: str, shape: Shape, given: argparse.Namespace) -> None:
         )
 
 
-def _require_same_size(facts: Mapping[str, Mapping[str, Any]], gpt: "GPT") -> None:
+def require_same_size(facts: Mapping[str, Mapping[str, Any]], gpt: "GPT") -> None:
     """Every contestant trains what ours does; raises Wrong."""
     embedded = gpt.token_embedding.weight.numel() + gpt.position_embedding.weight.numel()
     ours = {"parameters": gpt.n_parameters, "beyond_embeddings": gpt.n_parameters - embedded}
@@ -323,7 +323,7 @@ def _require_same_size(facts: Mapping[str, Mapping[str, Any]], gpt: "GPT") -> No
                 )
 
 
-def _require_same_loss(runs: Mapping[str, Sequence[Mapping[str, Any]]], shape: Shape) -> None:
+def require_same_loss(runs: Mapping[str, Sequence[Mapping[str, Any]]], shape: Shape) -> None:
     """Every contestant's loss is about what random ids leave; raises Wrong."""
     expected = math.log(shape.vocab_size)
     for who, rounds in runs.items():
