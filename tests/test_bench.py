@@ -2,9 +2,12 @@
 
 import importlib
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from scratchlm.text import tokenizer
 from scratchlm.text.tales import tales
@@ -52,9 +56,10 @@ def bodies(path: Path) -> list[str]:
     return [json.loads(line)["body"] for line in path.read_text().splitlines()]
 
 
-def run(tmp_path: Path, text: Path, *words: str) -> tuple[str, dict[str, Any]]:
+def run(tmp_path: Path, text: Path | None, *words: str) -> tuple[str, dict[str, Any]]:
     """What `scripts/bench.py ...` printed, and the measurements it wrote."""
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *words, "--text", str(text), "--column", "body"]
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *words]
+    command += ["--text", str(text), "--column", "body"] if text else []
     done = subprocess.run(
         [*command, "--work", str(tmp_path), "--json", str(tmp_path / "measured.json")], capture_output=True, text=True
     )
@@ -198,3 +203,212 @@ def test_a_command_that_fails_shows_the_end_of_its_log(tmp_path: Path, module: M
     tree = module("process_tree")
     with pytest.raises(tree.Failed, match=r"(?s)ended with status 3:.*no luck"):
         tree.measure([sys.executable, "-c", "print('no luck'); raise SystemExit(3)"], os.environ, tmp_path / "log.txt")
+
+
+def test_a_fit_takes_turns_with_a_peer_of_the_same_size(tmp_path: Path) -> None:
+    words = ["--shape", "tiny", "--contestants", "scratchlm", "plain-eager", "--rounds", "2", "--steps", "3"]
+    printed, measured = run(tmp_path, None, "train", *words)
+    (race,) = measured["races"]
+    assert set(race["contestants"]) == {"scratchlm", "plain-eager"}
+    for name, found in race["contestants"].items():
+        assert f"| {name} " in printed
+        assert [turn["seconds"] > 0 for turn in found["rounds"]] == [True, True]
+        assert found["tokens_per_second"] * race["flops_per_token"] / race["matmul"]["flops"] == found["mfu"]
+        assert found["first"]["since_start"] > found["first"]["seconds"] > 0
+        assert found["precision"] in ("bf16", "bf16-mixed")
+        assert sys.platform != "linux" or found["peak_bytes"] > 1e8
+        assert abs(found["rounds"][-1]["loss"] - math.log(1024)) < 0.7
+    assert "is ... times as fast" in printed
+
+
+@pytest.mark.parametrize("kind", ["parameters", "beyond_embeddings"])
+def test_a_contestant_of_another_size_is_refused(kind: str, module: Module) -> None:
+    training, shapes = module("training"), module("shapes")
+    gpt = training.meta_gpt(shapes.SHAPES["5m"])
+    n_embedded = 8_000 * 256 + 256 * 256
+    same = {"parameters": gpt.n_parameters, "beyond_embeddings": gpt.n_parameters - n_embedded}
+    training.require_same_size({"litgpt-eager": same | {kind: round(1.029 * same[kind])}}, gpt)
+    with pytest.raises(module("outputs").Wrong, match=r"litgpt-eager has .* more than 3% apart"):
+        training.require_same_size({"litgpt-eager": same | {kind: round(1.031 * same[kind])}}, gpt)
+
+
+@pytest.mark.parametrize("loss", [5.0, 9.0, float("nan")])
+def test_a_contestant_that_does_not_learn_the_same_ids_is_refused(loss: float, module: Module) -> None:
+    training, shape = module("training"), module("shapes").SHAPES["tiny"]
+    with pytest.raises(module("outputs").Wrong, match=r"its loss in round 2 is .* must be about 6\.93"):
+        training.require_same_loss({"litgpt-eager": [{"loss": 6.9}, {"loss": loss}]}, shape)
+
+
+def test_a_peer_without_an_environment_is_one_line_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Module
+) -> None:
+    training = module("training")
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    given = Namespace(
+        threads=2, environments=str(tmp_path), contestants=["scratchlm", "litgpt-eager"], against=None, set=None
+    )
+    with pytest.raises(SystemExit, match=r"no litgpt in .* scripts/bench_env\.sh .* --contestants scratchlm"):
+        training.environment_of("litgpt-eager", given)
+    (tmp_path / "litgpt" / "site").mkdir(parents=True)
+    python, environment = training.environment_of("litgpt-eager", given)
+    assert python == sys.executable
+    assert environment["PYTHONPATH"].startswith(str(tmp_path / "litgpt" / "site"))
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_contestants_that_do_not_fit_into_memory_beside_each_other_are_refused(tmp_path: Path) -> None:
+    words = ["--shape", "218m", "--sequences", "4096", "--contestants", "scratchlm", "plain-eager"]
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "train", *words, "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "--shape 218m: 2 contestants take about" in line
+
+
+def test_a_fit_takes_turns_with_a_bare_loop_and_its_pauses_do_not_count(tmp_path: Path) -> None:
+    words = ["--shape", "tiny", "--rounds", "2", "--steps", "5", "--set", "trainer.val_check_interval", "5"]
+    printed, measured = run(tmp_path, None, "loop", *words)
+    assert {name: len(turns) for name, turns in measured["runs"].items()} == {"fit": 2, "bare": 2}
+    for turn in measured["runs"]["fit"]:
+        assert turn["seconds"] > turn["paused"] > 0
+    assert [turn["paused"] for turn in measured["runs"]["bare"]] == [0, 0]
+    assert "ratio of minima" in printed
+    assert measured["ratio_of_minima"] > 0.5
+
+
+def test_a_contestant_that_dies_shows_the_end_of_its_log(tmp_path: Path, module: Module) -> None:
+    words = [sys.executable, "-c", "print('no luck'); raise SystemExit(3)"]
+    contestant = module("turns").Contestant("peer", words, os.environ, tmp_path / "log.txt")
+    try:
+        with pytest.raises(module("process_tree").Failed, match=r"(?s)peer ended with status 3:.*no luck"):
+            contestant.turn(steps=1)
+    finally:
+        contestant.end()
+
+
+@needs_proc
+def test_nothing_that_a_contestant_started_outlives_it(tmp_path: Path, module: Module) -> None:
+    child = "import subprocess, sys, time; " + (
+        "held = subprocess.Popen(['sleep', '600'], start_new_session=True); "
+        "import os; os.write(int(sys.argv[1]), b'{\"pid\": %d}\\n' % held.pid); time.sleep(600)"
+    )
+    words = [sys.executable, "-c", child, "ANSWERS"]
+    contestant = module("turns").Contestant("peer", words, os.environ, tmp_path / "log.txt")
+    pid = contestant.answer()["pid"]
+    contestant.end()
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+STAND_IN = """#!/usr/bin/env bash
+case $1-${2:-} in
+    -m-venv)
+        mkdir -p "$3/bin"
+        cp "$0" "$3/bin/python"
+        ;;
+    -m-pip)
+        echo "$@" >>"$CALLS"
+        [ -z "${REFUSE:-}" ] || case "$*" in *"$REFUSE"*) exit 1 ;; esac
+        ;;
+esac
+"""
+
+
+def make_environments(tmp_path: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Runs scripts/bench_env.sh with a stand-in for Python, on a machine without a GPU; what it asked of pip."""
+    stand_in, no_gpu = tmp_path / "python", tmp_path / "bin" / "nvidia-smi"
+    no_gpu.parent.mkdir(exist_ok=True)
+    for script, text in ((stand_in, STAND_IN), (no_gpu, "#!/bin/sh\nexit 1\n")):
+        script.write_text(text)
+        script.chmod(0o755)
+    calls = tmp_path / "calls.txt"
+    calls.write_text("")
+    path = f"{no_gpu.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [str(shutil.which("bash")), str(ROOT / "scripts" / "bench_env.sh"), str(tmp_path / "environments")],
+        env=os.environ | {"PYTHON": str(stand_in), "CALLS": str(calls), "PATH": path} | environment,
+        capture_output=True,
+        text=True,
+    )
+    return done, calls.read_text().splitlines()
+
+
+def test_each_peer_gets_an_environment_once_with_the_torch_of_the_constraints(tmp_path: Path) -> None:
+    platform = "darwin" if sys.platform == "darwin" else "linux"
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    (torch,) = [pin.partition(";")[0] for pin in pins if pin.startswith("torch==") and platform in pin]
+    done, calls = make_environments(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "environments").iterdir()) == ["litgpt", "transformers"]
+    for peer in ("litgpt", "transformers"):
+        (asked,) = [call for call in calls if f" {peer}==" in call]
+        assert torch in asked.split()
+    assert not [call for call in calls if "scratchlm" in call.split() or "-e" in call.split()]
+    again, calls = make_environments(tmp_path)
+    assert again.stdout.count("is up to date") == 2
+    assert calls == []
+
+
+def test_an_environment_that_pip_could_not_make_is_one_line_and_made_anew(tmp_path: Path) -> None:
+    done, _ = make_environments(tmp_path, REFUSE="transformers==")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bench_env.sh: pip could not install transformers==")
+    done, calls = make_environments(tmp_path)
+    assert done.returncode == 0
+    assert not [call for call in calls if " litgpt==" in call]
+    assert [call for call in calls if " transformers==" in call]
+
+
+def test_a_folder_that_is_no_environment_of_ours_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "environments" / "litgpt" / "mine.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    done, _ = make_environments(tmp_path)
+    assert done.returncode == 1
+    assert "is not of this script's making" in done.stderr
+    assert theirs.read_text() == "mine"
+
+
+def measure_gpu(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs scripts/bench_gpu.sh with this interpreter."""
+    command = [str(shutil.which("bash")), str(ROOT / "scripts" / "bench_gpu.sh"), *words]
+    environment = os.environ | {"PYTHON": sys.executable}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_machine_without_a_gpu_is_refused_in_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = measure_gpu()
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "no CUDA device" in line
+
+
+@pytest.mark.timeout(900)  # eight trainings of seconds, each a process of its own
+def test_a_dry_run_of_the_gpu_page_measures_every_section(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Benchmarks\n\nBefore.\n")
+    done = measure_gpu("--dry-run", "--page", str(page), "--work", str(tmp_path), "--minutes", "14")
+    assert done.returncode == 0, done.stderr
+    written = page.read_text()
+    assert written.startswith("# Benchmarks\n\nBefore.\n")
+    for title in ("Device", "Speed", "Memory", "Killed and resumed", "The Trainer's own cost"):
+        assert f"\n#### {title}\n" in written
+    assert "Not measured" not in written
+    assert "attention: _scaled_dot_product_flash_attention" in written
+    assert "| plain-eager " in written
+    assert "and went on after step" in written
+    assert os.listdir(tmp_path) == ["page.md"]
+
+
+def test_a_page_is_written_anew_between_its_marks_alone(tmp_path: Path, module: Module) -> None:
+    write, page = module("gpu").write_between_marks, tmp_path / "page.md"
+    page.write_text("before\n")
+    write(page, "NVIDIA A", ["one"])
+    write(page, "NVIDIA B", ["two"])
+    write(page, "NVIDIA A", ["three"])
+    written = page.read_text()
+    assert written.startswith("before\n")
+    assert [word for word in written.split() if word in ("one", "two", "three")] == ["three", "two"]

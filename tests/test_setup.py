@@ -397,7 +397,14 @@ def test_machines_without_a_torch_are_told_so(tmp_path: Path) -> None:
         assert words in done.stderr
 
 
-@pytest.mark.parametrize("script", ["setup_env.sh", "scripts/quickstart.sh", "scripts/test.sh", ".ci/run"])
+SCRIPTS = [
+    "setup_env.sh",
+    ".ci/run",
+    *(f"scripts/{name}.sh" for name in ("quickstart", "test", "bench_env", "bench_gpu")),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_is_whole_bash_that_stops_at_an_error(script: str) -> None:
     text = (ROOT / script).read_text()
     assert text.startswith("#!/usr/bin/env bash\n")

@@ -71,8 +71,6 @@ def windows(given: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def large_bin(given: argparse.Namespace, work: Path) -> Path:
     """A bins folder whose train.bin is a small corpus over and over, for its readers do not look at what is in it."""
-    from scratchlm.data.bins import sealed
-
     require_space(work, 1.2 * given.megabytes)
     text = made(work / "bench.jsonl", 2, given.text, given.column)
     folder, log = work / "bins", work / "log.txt"
@@ -80,13 +78,9 @@ def large_bin(given: argparse.Namespace, work: Path) -> Path:
     words += ["--data.sources", json.dumps({"text": {"uri": str(text.path), "text_column": text.column}})]
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     measure([sys.executable, *words], os.environ | {"PYTHONPATH": path}, log)
-    file, manifest = folder / "train.bin", json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    file = folder / "train.bin"
     once, left = file.read_bytes(), int(given.megabytes * 1e6) // 2 * 2
-    manifest["files"]["train.bin"] |= {"bytes": left, "tokens": left // 2}  # its hash is read by nothing here
-    documents = np.load(folder / "train.docs.npy")
-    np.save(folder / "train.docs.npy", documents[documents["start"] < left // 2])
-    manifest["files"]["train.docs.npy"]["bytes"] = (folder / "train.docs.npy").stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)), encoding="utf-8")
+    declare_train_tokens(folder, left // 2)
     with bar("writing the bin", left / 1e6) as progress, file.open("wb") as out:
         while left:
             written = out.write(once[:left])
@@ -96,6 +90,18 @@ def large_bin(given: argparse.Namespace, work: Path) -> Path:
         while piece := bin.read(1 << 24):
             progress.update(len(piece) / 1e6)
     return folder
+
+
+def declare_train_tokens(folder: Path, n_tokens: int) -> None:
+    """Has a bins folder say that its train.bin holds so many ids; its hash is read by nothing that is measured."""
+    from scratchlm.data.bins import sealed
+
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"]["train.bin"] |= {"bytes": 2 * n_tokens, "tokens": n_tokens}
+    documents = np.load(folder / "train.docs.npy")
+    np.save(folder / "train.docs.npy", documents[documents["start"] < n_tokens])
+    manifest["files"]["train.docs.npy"]["bytes"] = (folder / "train.docs.npy").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)), encoding="utf-8")
 
 
 def check_windows(data: Any, ours: Iterator[Any], folder: Path, context_length: int, size: int) -> None:

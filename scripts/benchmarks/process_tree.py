@@ -107,7 +107,7 @@ class _Watch(threading.Thread):
         while not self._ended.wait(_INTERVAL_SECONDS):
             now = 0
             if self.peak_anon_bytes is not None and self.peak_processes is not None:
-                pids = _tree(self.pid)
+                pids = tree(self.pid)
                 now = sum(map(anon_bytes, pids))
                 self.peak_anon_bytes = max(self.peak_anon_bytes, now)
                 self.peak_processes = max(self.peak_processes, len(pids))
@@ -117,8 +117,8 @@ class _Watch(threading.Thread):
                 self.tick(told - self.began, now)
 
 
-def _tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it; without /proc the process alone."""
     found, waiting = [], [pid]
     while waiting:
         pid = waiting.pop()

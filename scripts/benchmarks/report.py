@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from scratchlm import __version__
+
 LIBRARIES = ("numpy", "torch", "tokenizers", "fastokens", "tiktoken", "datasets", "orjson", "xxhash")
 
 
@@ -72,5 +74,5 @@ def machine() -> dict[str, str]:
         "cpu": f"{cpu}, {n_cores()} cores",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "libraries": ", ".join(versions),
-        "scratchlm": commit.stdout.strip() or metadata.version("scratchlm"),
+        "scratchlm": commit.stdout.strip() or __version__,
     }
