@@ -181,13 +181,13 @@ class Ranks:
         """Opens the line between the processes: at the address where torch's process group will meet."""
         environment, is_of_torchrun = self._environment, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         port = environment.main_port if "MASTER_PORT" in os.environ or self.n_started is not None else 0
-        is_server = self.is_first and not is_of_torchrun
+        self._is_server = self.is_first and not is_of_torchrun
         try:
             store = TCPStore(
                 environment.main_address,
                 port,
                 None,
-                is_server,
+                self._is_server,
                 timedelta(seconds=_JOIN_SECONDS),
                 wait_for_workers=False,
                 multi_tenant=True,  # torch's own store will be at the same port
@@ -221,7 +221,7 @@ class Ranks:
             self._store.set(_STATUS, str(status))
             if not self.is_first:  # which ends its children, or itself: else Lightning ends both by SIGKILL
                 self._wait_while(lambda: self._store is not None and self._store.check([_STATUS]))
-            elif not self._has_gone:
+            elif not self._has_gone and self._is_server:
                 time.sleep(3 * _POLL_SECONDS)
 
     def _wait_while(self, holds: Callable[[], bool]) -> None:
