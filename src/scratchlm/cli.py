@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,15 +61,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # what a terminal cannot show must not end a run
     try:
         _run(sys.argv[1:])
-    except UserError as error:
-        print(f"scratchlm: error: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except PermissionError as error:
-        print(
-            f"scratchlm: error: {error.filename}: may not be read or written (permission denied). Change its "
-            "permissions, or name another.",
-            file=sys.stderr,
-        )
+    except (UserError, PermissionError) as error:
+        report(error)
         sys.exit(2)
     except BrokenPipeError:  # whoever read our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,6 +70,21 @@ def main() -> None:
     except KeyboardInterrupt:
         print("scratchlm: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def report(error: BaseException) -> None:
+    """Says on stderr what went wrong: a user's mistake in one line, ours with its traceback."""
+    if isinstance(error, UserError):
+        print(f"scratchlm: error: {one_line(str(error))}", file=sys.stderr, flush=True)
+    elif isinstance(error, PermissionError):
+        print(
+            f"scratchlm: error: {error.filename}: may not be read or written (permission denied). Change its "
+            "permissions, or name another.",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        traceback.print_exception(error)
 
 
 def _run(argv: list[str]) -> None:

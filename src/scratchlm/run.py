@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +33,7 @@ from scratchlm.files.whole import write_text
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.gpt import GPT
 from scratchlm.model.probe import choose
+from scratchlm.ranks import Ranks, StopTogether
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
@@ -59,8 +59,9 @@ def run(argv: list[str]) -> None:
         UserError: Anything that the user can mend; the text is one line.
     """
     _quiet()
-    with ExitStack() as stack:
-        RunCLI(argv, stack)  # LightningCLI runs the verb in its constructor
+    with Ranks() as ranks, ExitStack() as stack:
+        ranks.wait_for_first()
+        RunCLI(argv, stack, ranks)  # LightningCLI runs the verb in its constructor
 
 
 class RunParser(OneLineErrors, LightningArgumentParser):
@@ -70,14 +71,16 @@ class RunParser(OneLineErrors, LightningArgumentParser):
 class RunCLI(LightningCLI):
     """LightningCLI; what it adds is filled in before the classes are built: run folder, corpus, device, loggers."""
 
-    def __init__(self, argv: list[str], stack: ExitStack) -> None:
+    def __init__(self, argv: list[str], stack: ExitStack, ranks: Ranks) -> None:
         """Parses, builds and runs.
 
         Args:
             argv: The command line from the verb on.
             stack: Closes what the run holds open: its lock and temporary files.
+            ranks: The processes of the run.
         """
         self.stack = stack
+        self.ranks = ranks
         for path in config_files(argv):
             read_yaml(path)  # the parser's own complaints do not name the file
         self.argv = argv
@@ -132,7 +135,9 @@ class RunCLI(LightningCLI):
         """Checks, finds and makes all that the data, the model and the Trainer are built from."""
         config = self.config[self.subcommand]
         check_trainer_keys(config, str(self.subcommand))
-        check_values(config)
+        if self.subcommand == "predict":  # on several devices each would write its own share of the completions
+            config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
+        check_values(config, self.ranks.n_processes(config.trainer))
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(_run_folder(self.argv))
         self.folder = RunFolder(config.trainer.default_root_dir)
@@ -146,8 +151,6 @@ class RunCLI(LightningCLI):
         config.ckpt_path = str(self._checkpoint_to_score(config.ckpt_path))
         if self.subcommand == "predict":
             config.data.checkpoint = config.ckpt_path
-            # On several devices each would write its own share of the completions.
-            config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
         self._choose_machine(config)
 
     def instantiate_classes(self) -> None:
@@ -165,7 +168,8 @@ class RunCLI(LightningCLI):
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
-            callbacks += [Summary(), Samples(), DivergenceGuard()]
+            callbacks += [Summary(), Samples(), DivergenceGuard(), StopTogether()]
+        kwargs |= self.ranks.trainer_settings(self.config[self.subcommand].trainer)
         kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
         for key in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
@@ -181,8 +185,11 @@ class RunCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Links the corpus's facts to the model, and turns steps into the micro-batches that Lightning counts."""
         self.model.corpus = self.datamodule.facts  # no parser link: it would read the tokenizer's JSON as a mapping
-        if self.subcommand != "fit":
-            return
+        if self.subcommand == "fit":
+            self._settle_training()
+        self.ranks.go(self.trainer)
+
+    def _settle_training(self) -> None:
         data, trainer = self.datamodule, self.trainer
         self.model.configuration = self.configuration
         if self.model.warmup_steps >= trainer.max_steps:
@@ -223,6 +230,8 @@ class RunCLI(LightningCLI):
             )
         if not (is_inside or config.fresh) and _is_first_rank():
             self.folder.refuse_second_run()
+        if not _is_first_rank():
+            self.choices = self.folder.read_choices()
         if config.ckpt_path is None:
             return
         path = self.folder.find_checkpoint(config.ckpt_path)
@@ -339,15 +348,18 @@ def _flag(argv: list[str], name: str) -> str | None:
 
 
 def _prepare_corpus(config: Namespace) -> None:
-    """Makes the bins where they are missing; checks that they are the ones asked for where they are not."""
+    """Makes the bins where they are missing; checks that they are the ones asked for where they are not.
+
+    The first process alone: the others come when it is done.
+    """
+    if not _is_first_rank():
+        config.data.verify = False
+        return
     corpus = Corpus(**{key: config.data[key] for key in inspect.signature(Corpus).parameters})
-    while not (_is_first_rank() or is_prepared(config.data.folder)):
-        time.sleep(0.5)  # global rank 0 is writing them; where that fails, the launcher ends every rank
     were_there = is_prepared(config.data.folder)
     manifest = corpus.prepare()
     if config.data.verify:  # here, so that bins that are broken move no run aside; and once is enough
-        if _is_first_rank():
-            require_whole(config.data.folder, manifest)
+        require_whole(config.data.folder, manifest)
         config.data.verify = False
     if not were_there:
         print(card_table(manifest), flush=True)

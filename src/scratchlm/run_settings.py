@@ -62,9 +62,17 @@ def check_trainer_keys(config: Namespace, subcommand: str) -> None:
             raise BadValue(f"{key}={value}: a run has at least one step. Give a whole number from 1.")
 
 
-def check_values(config: Namespace) -> None:
-    """Builds data and model on paper: a value that cannot work is refused before a file is written or text is read."""
-    PretrainingData(**config.data.as_dict())
+def check_values(config: Namespace, n_processes: int) -> None:
+    """Builds data and model on paper: a value that cannot work is refused before a file is written or text is read.
+
+    Args:
+        config: The configuration of the verb.
+        n_processes: Processes that will share each batch.
+
+    Raises:
+        BadValue: The first such value.
+    """
+    PretrainingData(**config.data.as_dict()).accumulation(n_processes)
     model = config.model.as_dict()
     with torch.device("meta"):
         gpt = GPT(**model.pop("gpt"), vocab_size=config.data.vocab_size)

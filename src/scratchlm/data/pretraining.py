@@ -137,10 +137,13 @@ class PretrainingData(LightningDataModule):
         at_once = self.micro_batch_size * n_processes
         if self.global_batch_size % at_once:
             near = max(1, round(self.global_batch_size / at_once)) * at_once
+            share, rest = divmod(self.global_batch_size, n_processes)
+            smaller = next((n for n in range(self.micro_batch_size, 0, -1) if share % n == 0), 1)
             raise BadValue(
                 f"data.global_batch_size={self.global_batch_size}: not a multiple of "
-                f"data.micro_batch_size={self.micro_batch_size} times {n_processes} processes. "
-                f"The nearest that works is {near}."
+                f"data.micro_batch_size={self.micro_batch_size} times {n_processes} "
+                f"process{'es' if n_processes > 1 else ''}. The nearest that works is {near}"
+                + (f"; or keep it, with data.micro_batch_size={smaller}." if not rest and share else ".")
             )
         return self.global_batch_size // at_once
 
@@ -279,7 +282,7 @@ class PretrainingData(LightningDataModule):
 
     def _warn_of_other_bins(self) -> None:
         trained_on = self._resumed.get("train_sha256")
-        if trained_on not in (None, self._order["train_sha256"]):
+        if trained_on not in (None, self._order["train_sha256"]) and not getattr(rank_zero_only, "rank", 0):
             print(
                 f"scratchlm: warning: data.folder={self.folder}: not the bins that the checkpoint was trained on. "
                 "Where they hold text of its training, the scores are too good.",

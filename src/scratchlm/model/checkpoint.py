@@ -21,6 +21,7 @@ from scratchlm.model.gpt import GPT
 KEY = "scratchlm"
 FORMAT_VERSION = 1
 _PREFIX = "gpt."  # the name that training's module gives the network
+_NO_SHAPE = ("dropout", "attention", "activation_checkpointing")  # arguments of GPT that a run may change on its way
 
 
 @dataclass
@@ -187,10 +188,11 @@ def require_same_shape(asked: Mapping[str, Any], made_with: Mapping[str, Any]) -
         made_with: Those of the checkpoint.
 
     Raises:
-        BadValue: The first that differs, with both values. Dropout and the way attention is computed may differ.
+        BadValue: The first that differs, with both values. Dropout, the way attention is computed and whether
+            activations are kept may differ.
     """
     for name, value in made_with.items():
-        if name in asked and name not in ("dropout", "attention") and asked[name] != value:
+        if name in asked and name not in _NO_SHAPE and asked[name] != value:
             raise BadValue(
                 f"model.gpt.{name}={asked[name]}: the checkpoint was trained with {value}. "
                 "Give that value, or start a new run in another trainer.default_root_dir."

@@ -69,11 +69,6 @@ def chunk_tokens_on(device: torch.device) -> int:
     return 1024 if device.type == "cpu" else 2048
 
 
-def chunk_bytes(vocab_size: int) -> int:
-    """Memory for one chunk's logits under autocast, at the larger chunk size: 16 bits and float32 side by side."""
-    return 2048 * vocab_size * 6
-
-
 class _MeanNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor, chunk_tokens: int) -> Tensor:
