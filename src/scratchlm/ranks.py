@@ -34,6 +34,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # torch's stubs e
 from scratchlm.cli import report
 from scratchlm.errors import BadValue, BrokenState, UserError
 from scratchlm.training.loggers import say
+from scratchlm.training.sharding import ShardedStrategy
 
 # All chosen, not tuned.
 _JOIN_SECONDS = 600  # for the first process of a job to be reachable: nodes do not begin at once
@@ -76,14 +77,22 @@ class Ranks:
         """Returns once the first process has found all in order; ends this one as the first has ended, where it has."""
         while not self.is_first:
             try:
-                assert self._store is not None
-                if self._store.check([_GO]):
+                if self._is_set(_GO):
                     return
-                if self._store.check([_STATUS]):
-                    raise SystemExit(int(self._store.get(_STATUS)))
+                if self._is_set(_STATUS):
+                    raise SystemExit(self._status())
             except RuntimeError:  # the first was killed, and its end of the line with it
                 raise SystemExit(1) from None
             time.sleep(_POLL_SECONDS)
+
+    def require_one(self) -> None:
+        """Refuses a verb that works in one process only.
+
+        Raises:
+            BadValue: torchrun or srun has started several.
+        """
+        if self.n_started is not None and self.n_started > 1:
+            raise BadValue(f"predict: works in one process, and {self.n_started} were started. Start it alone.")
 
     def n_processes(self, trainer: Namespace) -> int:
         """Processes that the settings of the Trainer ask for, or that torchrun or srun has started.
@@ -106,14 +115,14 @@ class Ranks:
         return rehearsal.world_size
 
     def trainer_settings(self, trainer: Namespace) -> dict[str, Any]:
-        """The Trainer's settings where several processes were started, or will be; nothing for one.
+        """What the Trainer needs beside its own settings: as many devices as processes were started, and the strategy.
 
         Args:
             trainer: The Trainer's part of the configuration.
         """
         n_processes = self.n_processes(trainer)
         if n_processes == 1:
-            return {}
+            return {"strategy": "auto"} if trainer.strategy == "fsdp" else {}  # there is nothing to cut
         settings: dict[str, Any] = {}
         if self.n_started is not None:
             devices, num_nodes = self._started_on_each_node(), n_processes // self._started_on_each_node()
@@ -128,6 +137,8 @@ class Ranks:
             # nothing here (each parameter is used in each step), and is at odds with skipping the exchange of gradients
             # in all micro-batches but the last.
             settings["strategy"] = DDPStrategy(gradient_as_bucket_view=True)
+        if trainer.strategy == "fsdp":
+            settings["strategy"] = ShardedStrategy(n_processes)
         return settings
 
     def go(self, trainer: Trainer) -> None:
@@ -158,14 +169,16 @@ class Ranks:
             return
         if isinstance(error, SystemExit | KeyboardInterrupt):  # it has said what there was to say
             status = 130 if isinstance(error, KeyboardInterrupt) else error.code or 0
-            if (status or not self._has_gone) and self._is_first_to_end():
-                self._tell(status if isinstance(status, int) else 1)
-            if status:
+            if status or not self._has_gone:
+                if self._is_first_to_end():
+                    self._tell(status if isinstance(status, int) else 1)
+                else:
+                    self._told(1)
                 self._end_children()
             if self.is_first or isinstance(error, SystemExit):
                 return
             raise SystemExit(status) from None
-        if _is_of_the_line(error):
+        if was_lost := _is_of_the_line(error):
             error = BrokenState(
                 f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}). Look for "
                 "its last words in its log, and go on by --ckpt_path last."
@@ -174,6 +187,8 @@ class Ranks:
         if self._is_first_to_end():
             report(error)
             self._tell(status)
+        else:
+            status = self._told(1 if was_lost else status)
         self._end_children()
         raise SystemExit(status) from None
 
@@ -220,9 +235,26 @@ class Ranks:
             assert self._store is not None
             self._store.set(_STATUS, str(status))
             if not self.is_first:  # which ends its children, or itself: else Lightning ends both by SIGKILL
-                self._wait_while(lambda: self._store is not None and self._store.check([_STATUS]))
+                self._wait_while(lambda: self._is_set(_STATUS))
             elif not self._has_gone and self._is_server:
                 time.sleep(3 * _POLL_SECONDS)
+
+    def _told(self, otherwise: int) -> int:
+        """The status of the process that ended first, once it has said why."""
+        self._wait_while(lambda: not self._is_set(_STATUS))
+        with suppress(RuntimeError):
+            if self._is_set(_STATUS):
+                return self._status()
+        return otherwise
+
+    def _is_set(self, key: str) -> bool:
+        assert self._store is not None
+        is_set: bool = self._store.check([key])
+        return is_set
+
+    def _status(self) -> int:
+        assert self._store is not None
+        return int(self._store.get(_STATUS))
 
     def _wait_while(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 2 * _GRACE_SECONDS
@@ -232,12 +264,11 @@ class Ranks:
 
     def _watch(self) -> None:
         """Ends this process where another has failed and this one hangs in waiting for it."""
-        assert self._store is not None
         while not self._done.wait(1.0):
             try:
-                if not self._store.check([_STATUS]):
+                if not self._is_set(_STATUS):
                     continue
-                status = int(self._store.get(_STATUS))
+                status = self._status()
             except RuntimeError:
                 status = 1
             if not self._done.wait(_GRACE_SECONDS):
@@ -245,12 +276,10 @@ class Ranks:
                 os._exit(status)
 
     def _end_children(self) -> None:
-        """Ends the processes that Lightning has started from this one, once whichever speaks for all has spoken."""
+        """Ends the processes that Lightning has started from this one."""
         children: list[subprocess.Popen[bytes]] = getattr(
             self._trainer and self._trainer.strategy.launcher, "procs", []
         )
-        if children:
-            self._wait_while(lambda: self._store is not None and not self._store.check([_STATUS]))
         for child in children:
             child.kill()
             child.wait()

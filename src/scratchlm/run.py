@@ -137,7 +137,9 @@ class RunCLI(LightningCLI):
         check_trainer_keys(config, str(self.subcommand))
         if self.subcommand == "predict":  # on several devices each would write its own share of the completions
             config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
-        check_values(config, self.ranks.n_processes(config.trainer))
+            self.ranks.require_one()
+        n_processes = self.ranks.n_processes(config.trainer)
+        check_values(config, n_processes if self.subcommand == "fit" else 1)
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(_run_folder(self.argv))
         self.folder = RunFolder(config.trainer.default_root_dir)

@@ -39,6 +39,12 @@ def check_trainer_keys(config: Namespace, subcommand: str) -> None:
                 f"trainer.{key}={trainer[key]}: would train on the same sequences again, or cut steps short. "
                 "Leave it out; trainer.max_steps makes a run short."
             )
+    if isinstance(trainer.strategy, str) and trainer.strategy not in ("auto", "fsdp") and trainer.strategy[:3] != "ddp":
+        raise BadValue(
+            f"trainer.strategy={trainer.strategy}: not known to keep the weights, groups of the optimizer and one-file "
+            "checkpoints of a single device. Choose auto, ddp (a copy of the network on each device) or fsdp (cut over "
+            "the devices)."
+        )
     if (trainer.gradient_clip_val or 0) < 0:
         raise BadValue(f"trainer.gradient_clip_val={trainer.gradient_clip_val}: is a norm. Give 0 or more, or null.")
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:

@@ -26,11 +26,15 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Completes each prompt; every validation draws with the same seeds."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not self._prompts:
-            return
         task, step = task_of(pl_module), trainer.global_step
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._prompts:
+            return
+        if not (trainer.is_global_zero or task.is_sharded):  # all must run a network that is cut over them
+            return
         # In float32: autocast would round all weights anew for each token, which costs more than it saves.
         completions = [task.complete(prompt, seed) for seed, prompt in enumerate(self._prompts)]
+        if not trainer.is_global_zero:
+            return
         tokens = step * task.tokens_per_step
         rows = list(zip(self._prompts, completions, strict=True))
         for prompt, completion in rows:

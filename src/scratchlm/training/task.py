@@ -18,6 +18,7 @@ from scratchlm.text.tokenizer import Tokenizer, from_json
 from scratchlm.training.loggers import log_metrics
 from scratchlm.training.metrics import Nats
 from scratchlm.training.optimizers import adamw, is_finite, learning_rate_at, set_rates
+from scratchlm.training.sharding import ShardedStrategy, shard, whole
 
 Batch = dict[str, Any]
 
@@ -117,6 +118,17 @@ class NextTokenTask(LightningModule):
             self._tokenizer = from_json(self.corpus["tokenizer"])
         return self._tokenizer
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the network only, so that all must run it together."""
+        return isinstance(self.trainer.strategy, ShardedStrategy)
+
+    def configure_model(self) -> None:
+        """Cuts the network over the processes where the strategy is to."""
+        if self.is_sharded:
+            assert self.device_mesh is not None
+            shard(self.gpt, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Optimizer:
         """AdamW; its rates are set at each step."""
         return adamw(self.gpt, self.learning_rate, self.weight_decay, self.betas)
@@ -162,7 +174,7 @@ class NextTokenTask(LightningModule):
     ) -> None:
         """Clips and keeps the norm before clipping; Lightning 2.6's own refuses a fused optimizer under bf16-mixed."""
         gradients = [p.grad for p in self.gpt.parameters() if p.grad is not None]
-        self._norm = torch.nn.utils.get_total_norm(gradients)
+        self._norm = whole(torch.nn.utils.get_total_norm(gradients))
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":
