@@ -52,6 +52,7 @@ def test_every_folder_of_the_package_is_a_room() -> None:
         "__main__",
         "cli",
         "errors",
+        "process",
         "ranks",
         "run",
         "run_folder",

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, auto_cli, get_loader
 from scratchlm import __version__
 from scratchlm.errors import BadValue, MissingFile, UserError
 from scratchlm.files.whole import temporary_folder
+from scratchlm.process import wait_briefly
 
 VERBS = {
     "prepare": "text -> tokenizer -> bins, as the data: part of a YAML says",
@@ -59,6 +60,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show must not end a run
+    wait_briefly()
     try:
         _run(sys.argv[1:])
     except (UserError, PermissionError) as error:

@@ -33,10 +33,12 @@ from scratchlm.files.whole import write_text
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.gpt import GPT
 from scratchlm.model.probe import choose
+from scratchlm.process import keep_freed_memory
 from scratchlm.ranks import Ranks, StopTogether
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
+from scratchlm.training.compilation import Compilation
 from scratchlm.training.divergence import DivergenceGuard
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
 from scratchlm.training.progress import Progress
@@ -170,7 +172,8 @@ class RunCLI(LightningCLI):
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
-            callbacks += [Summary(), Samples(), DivergenceGuard(), StopTogether()]
+            compilation = Compilation(self.choices, self._record_choices)
+            callbacks += [Summary(), compilation, Samples(), DivergenceGuard(), StopTogether()]
         kwargs |= self.ranks.trainer_settings(self.config[self.subcommand].trainer)
         kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
@@ -257,6 +260,10 @@ class RunCLI(LightningCLI):
         if _is_first_rank():
             self.folder.claim(self.stack, config.fresh)
             write_text(self.folder.path / "config.yaml", resolved)
+            self._record_choices()
+
+    def _record_choices(self) -> None:
+        if _is_first_rank():
             self.folder.write_choices(self.choices)
 
     def _checkpoint_to_score(self, asked: str | None) -> Path:
@@ -290,6 +297,8 @@ class RunCLI(LightningCLI):
         config.model.gpt.attention = choice.attention
         _say(f"{choice.device_type}, {choice.precision}: {choice.reason}")
         if self.subcommand == "fit":
+            if choice.device_type == "cpu":
+                keep_freed_memory()
             self.choices.setdefault("wandb_id", os.urandom(4).hex())
             self.choices |= {"device": choice.device_type, "precision": choice.precision, "reason": choice.reason}
 

@@ -97,6 +97,7 @@ class GPT(nn.Module):
             Block(layer, d_model, n_heads, d_head, d_ff, feed_forward, linear_biases, dropout)
             for layer in range(n_layers)
         )
+        self.compile_blocks(False)
         self.norm = nn.LayerNorm(d_model)
         self.head = None if tied_head else nn.Linear(d_model, vocab_size, bias=False)
         if not self.norm.weight.is_meta:  # there, normal_ does nothing but import torch's compiler, for a second or two
@@ -118,13 +119,14 @@ class GPT(nn.Module):
 
         position_TD = self.position_embedding.weight[start : start + n_positions]
         x_BTD: Tensor = self.dropout(self.token_embedding(ids_BT) + position_TD)
-        recomputes = self.settings["activation_checkpointing"] and cache is None and torch.is_grad_enabled()
+        learns = torch.is_grad_enabled() and cache is None
+        run = self._run_learning_block if learns else _run_block
         for block in self.blocks:
-            if recomputes:
+            if learns and self.settings["activation_checkpointing"]:
                 drops = self.settings["dropout"] > 0  # only then are there random numbers to draw again
-                x_BTD = checkpoint(block, x_BTD, mask_TS, cache, use_reentrant=False, preserve_rng_state=drops)
+                x_BTD = checkpoint(run, block, x_BTD, mask_TS, cache, use_reentrant=False, preserve_rng_state=drops)
             else:
-                x_BTD = block(x_BTD, mask_TS, cache)
+                x_BTD = run(block, x_BTD, mask_TS, cache)
         if cache:
             cache.length += n_positions
         hidden_BTD: Tensor = self.norm(x_BTD)
@@ -133,6 +135,16 @@ class GPT(nn.Module):
     def forward(self, ids_BT: Tensor, cache: "Cache | None" = None) -> Tensor:
         """Logits of the next token at every position, (B, T, V); training never calls it, see `model.loss`."""
         return F.linear(self.hidden(ids_BT, cache), self.head_VD)
+
+    def compile_blocks(self, wanted: bool = True) -> None:
+        """Has the blocks compiled when they next learn: one of them for all, so that depth costs no time.
+
+        Validation and generation go on as they were: their shapes change, and each would be compiled anew.
+
+        Args:
+            wanted: False takes it back.
+        """
+        self._run_learning_block = torch.compile(_run_block, dynamic=False) if wanted else _run_block
 
     @property
     def head_VD(self) -> Tensor:
@@ -161,9 +173,7 @@ class GPT(nn.Module):
         in_matrices = self.head_VD.numel() + sum(linear.weight.numel() for linear in linears)
         return 6 * in_matrices + 12 * len(self.blocks) * self._d_heads * n_positions
 
-    def training_bytes(
-        self, micro_batch_size: int, autocast: bool = False, device: torch.device | None = None
-    ) -> int:
+    def training_bytes(self, micro_batch_size: int, autocast: bool = False, device: torch.device | None = None) -> int:
         """Memory that training's tensors take at their peak, computed from the sizes.
 
         Args:
@@ -255,6 +265,11 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), mask_TS, cache))
         x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
         return x_BTD
+
+
+def _run_block(block: nn.Module, x_BTD: Tensor, mask_TS: Tensor | None, cache: "Cache | None") -> Tensor:
+    out_BTD: Tensor = block(x_BTD, mask_TS, cache)
+    return out_BTD
 
 
 class Attention(nn.Module):

@@ -104,7 +104,7 @@ def _sweep(
     d_hidden_ND: Tensor | None,
     wants_head: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Nats of each target; the gradients of their sum, by the hidden states where there is room, by the head on request.
+    """Nats of each target, and gradients of their sum: by the hidden states where there is room, by the head if wanted.
 
     The head's gradient comes in the 16 bits of autocast where one chunk made it, else in float32.
     """

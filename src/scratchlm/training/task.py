@@ -1,7 +1,7 @@
 """What the model learns: predict the next token. Loss, steps, scores, completions, and what a checkpoint carries."""
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,7 +17,7 @@ from scratchlm.model.loss import mean_nats, nats_of_each
 from scratchlm.text.tokenizer import Tokenizer, from_json
 from scratchlm.training.loggers import log_metrics
 from scratchlm.training.metrics import Nats
-from scratchlm.training.optimizers import adamw, is_finite, learning_rate_at, set_rates
+from scratchlm.training.optimizers import adamw, is_finite, learning_rate_at, scale_gradients, set_rates
 from scratchlm.training.sharding import ShardedStrategy, shard, whole
 
 Batch = dict[str, Any]
@@ -31,6 +31,7 @@ class NextTokenTask(LightningModule):
     def __init__(
         self,
         gpt: GPT,
+        compile: Literal["auto"] | bool = "auto",
         learning_rate: float = 1.8e-3,
         weight_decay: float = 0.1,
         beta1: float = 0.9,
@@ -47,6 +48,8 @@ class NextTokenTask(LightningModule):
 
         Args:
             gpt: The network to train.
+            compile: Whether torch.compile makes kernels for the blocks before the first step; auto does where that
+                saves more time than it takes. Validation and samples go on without them.
             learning_rate: Peak learning rate, reached at the end of the warm-up.
             weight_decay: AdamW's decay of matrices; embeddings, norms and biases do not decay.
             beta1: AdamW's averaging of the gradient.
@@ -66,6 +69,7 @@ class NextTokenTask(LightningModule):
         """
         super().__init__()
         self.gpt = gpt
+        self.compiles = compile  # `compile` is Lightning's own method
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = (beta1, beta2)
@@ -162,9 +166,13 @@ class NextTokenTask(LightningModule):
             key = f"{self._seed} {batch_idx} {self.global_rank}".encode()
             torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()))
 
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean nats of a micro-batch's targets."""
+        return mean_nats(self.gpt.hidden(batch["inputs_BT"]), self.gpt.head_VD, batch["targets_BT"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean nats of a micro-batch."""
-        loss = mean_nats(self.gpt.hidden(batch["inputs_BT"]), self.gpt.head_VD, batch["targets_BT"])
+        """The loss, which is also summed over the micro-batches of a step."""
+        loss = self.loss(batch)
         is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._loss_sum = loss.detach() if is_first else self._loss_sum + loss.detach()
         return loss
@@ -177,8 +185,11 @@ class NextTokenTask(LightningModule):
         self._norm = whole(torch.nn.utils.get_total_norm(gradients))
         if not gradient_clip_val:
             return
+        raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.gpt.parameters(), gradient_clip_val)
+        elif raw.defaults["fused"] and not self.is_sharded:
+            scale_gradients(raw, self._norm, gradient_clip_val)
         else:
             torch.nn.utils.clip_grads_with_norm_(self.gpt.parameters(), gradient_clip_val, self._norm)
 
