@@ -19,7 +19,7 @@ from benchmarks.turns import Orders
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_N_BATCHES = 16  # that a peer sees in turn
+_N_BATCHES = 512  # that a peer sees in turn: more than a run has, or it would learn them by heart
 _SIZES = {"cpu": (1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192)}  # of square matrices
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of a network on inputs and targets

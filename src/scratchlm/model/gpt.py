@@ -22,6 +22,7 @@ from torch.nn import functional as F  # called as F.name, so that a probe's test
 from torch.utils.checkpoint import checkpoint
 
 from scratchlm.errors import BadValue
+from scratchlm.model.attention import attend_causally
 from scratchlm.model.loss import chunk_tokens_on
 
 FeedForwardKind = Literal["swiglu", "gelu", "silu"]
@@ -289,14 +290,13 @@ class Attention(nn.Module):
             key_BHSE, value_BHSE = cache.add(self.layer, key_BHSE, value_BHSE)
         if mask_TS is not None:  # Metal's kernels have been wrong on strided input, pytorch#181133
             query_BHTE, key_BHSE, value_BHSE = query_BHTE.contiguous(), key_BHSE.contiguous(), value_BHSE.contiguous()
-        mixed_BHTE = F.scaled_dot_product_attention(
-            query_BHTE,
-            key_BHSE,
-            value_BHSE,
-            attn_mask=mask_TS,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask_TS is None and x_BTD.shape[1] > 1,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if mask_TS is None and x_BTD.shape[1] > 1:
+            mixed_BHTE = attend_causally(query_BHTE, key_BHSE, value_BHSE, dropout)
+        else:
+            mixed_BHTE = F.scaled_dot_product_attention(
+                query_BHTE, key_BHSE, value_BHSE, attn_mask=mask_TS, dropout_p=dropout
+            )
         out_BTD: Tensor = self.out(mixed_BHTE.transpose(1, 2).flatten(2))
         return out_BTD
 
