@@ -68,8 +68,8 @@ def _backward(d_mixed_BHTE: Tensor, query_BHTE: Tensor, key_BHTE: Tensor, value_
         g = slice(start, start + n_heads)
         n = len(query_GTE[g])
         with _float32_by_bfloat16():  # exact, for these numbers came from bfloat16
-            scores_GTT = scores_buffer[:n]
-            torch.baddbmm(later_TT, wide_query_GTE[g], wide_key_GTE[g].mT, alpha=scale, out=scores_GTT)
+            scores_GTT = torch.bmm(wide_query_GTE[g], wide_key_GTE[g].mT, out=scores_buffer[:n])
+        torch.add(later_TT, scores_GTT, alpha=scale, out=scores_GTT)
         torch.softmax(scores_GTT, -1, out=scores_GTT)
         weights_GTT = weights_buffer[:n].copy_(scores_GTT)
         torch.bmm(weights_GTT.mT, d_mixed_GTE[g], out=d_value_GTE[g])
