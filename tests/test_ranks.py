@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -57,7 +58,12 @@ def witnessed(run: str, *more: str) -> list[str]:
 
 def environment(**variables: str) -> dict[str, str]:
     paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-    ours = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    ours = {
+        "WANDB_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
     return os.environ | ours | variables
 
 
@@ -69,12 +75,18 @@ def start(folder: Path, command: list[str], **variables: str) -> "subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
 def ended(*processes: "subprocess.Popen[str]") -> tuple[list[int], str]:
-    """Exit statuses, and all that was said."""
-    said = "".join(process.communicate(timeout=200)[0] for process in processes)
+    """Exit statuses, and all that was said; of those that hang, where."""
+    try:
+        said = "".join(process.communicate(timeout=200)[0] for process in processes)
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGABRT)
+        said = "HANGS " + "".join(process.communicate()[0] for process in processes)
     return [process.returncode for process in processes], said
 
 
@@ -144,7 +156,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("one-then-sharded", "one", 4, sharded),
         ("sharded-then-one", "one-then-sharded", 6, by_one),
     ):
-        statuses, said = how(folder, words(run, f"--ckpt_path={begun_by}/checkpoints/step-{step:08d}.ckpt"))
+        statuses, said = how(folder, witnessed(run, f"--ckpt_path={begun_by}/checkpoints/step-{step:08d}.ckpt"))
         assert set(statuses) == {0}, said
     return folder
 

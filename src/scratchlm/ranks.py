@@ -20,6 +20,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -110,8 +111,9 @@ class Ranks:
             rehearsal = Trainer(
                 **asked, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
             )
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise BadValue(f"trainer: {str(error).splitlines()[0]}") from error
+        except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
+            given = ", ".join(f"trainer.{key}={value}" for key, value in asked.items())
+            raise BadValue(f"{given}: {str(error).splitlines()[0]}") from error
         return rehearsal.world_size
 
     def trainer_settings(self, trainer: Namespace) -> dict[str, Any]:
