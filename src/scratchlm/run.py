@@ -421,6 +421,7 @@ def _quiet() -> None:
     for message in (
         "LightningCLI's args parameter",  # argv is rewritten on purpose where a checkpoint brings its configuration
         ".*does not have many workers.*",  # one strided gather a batch is faster than workers
+        "The .grad attribute of a Tensor that is not a leaf",  # torch 2.13, when it compiles a part of a network
         ".*LeafSpec.*deprecated.*",  # Lightning 2.6 calls it, torch 2.13 means to drop it
     ):
         warnings.filterwarnings("ignore", message=message)
