@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
+from tests.training.tiny_run import TinyData, tiny_task, tiny_trainer
 
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.training import compilation
 from scratchlm.training.compilation import Compilation
 from scratchlm.training.loggers import read_metrics
-from tests.training.tiny_run import TinyData, tiny_task, tiny_trainer
 
 
 def fit(folder: Path, compile: Any, choices: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:

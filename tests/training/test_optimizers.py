@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from scratchlm.model.gpt import GPT
-from scratchlm.training.optimizers import adamw, is_finite, learning_rate_at, parameter_groups, set_rates
+from scratchlm.training.optimizers import (
+    adamw,
+    is_finite,
+    learning_rate_at,
+    parameter_groups,
+    scale_gradients,
+    set_rates,
+)
 
 
 def rates(n, **settings):
@@ -81,3 +88,25 @@ def test_one_number_that_is_not_finite_is_found_in_weights_and_in_the_optimizers
     with torch.no_grad():
         gpt.norm.bias[3] = torch.nan
     assert not is_finite(gpt, optimizer)
+
+
+@pytest.mark.parametrize("most", [0.1, 1e9])
+def test_a_fused_step_that_scales_its_gradients_is_one_after_clipping_them(most):
+    weights = []
+    for scales in (False, True):
+        torch.manual_seed(0)
+        gpt = GPT(50, 8, d_model=16, n_layers=1, n_heads=2, d_ff=32)
+        optimizer = adamw(gpt, 1e-2, 0.1, (0.9, 0.95))
+        for seed in range(3):
+            torch.manual_seed(seed)
+            for parameter in gpt.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in gpt.parameters()])
+            assert norm > 1
+            if scales:
+                scale_gradients(optimizer, norm, most)
+            else:
+                torch.nn.utils.clip_grads_with_norm_(gpt.parameters(), most, norm)
+            optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in gpt.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
