@@ -161,9 +161,7 @@ class GPT(nn.Module):
         in_matrices = self.head_VD.numel() + sum(linear.weight.numel() for linear in linears)
         return 6 * in_matrices + 12 * len(self.blocks) * self._d_heads * n_positions
 
-    def training_bytes(
-        self, micro_batch_size: int, autocast: bool = False, device: torch.device | None = None
-    ) -> int:
+    def training_bytes(self, micro_batch_size: int, autocast: bool = False, device: torch.device | None = None) -> int:
         """Memory that training's tensors take at their peak, computed from the sizes.
 
         Args:
@@ -192,7 +190,7 @@ class GPT(nn.Module):
             kept += 2 * n_bytes * d_model  # what was dropped
             if device.type == "cpu":  # whose attention then holds T x S weights: before, after and what was dropped
                 kept += 3 * 4 * n_heads * self.context_length
-                in_passing += 2 * 4 * n_heads * self.context_length
+                in_passing = max(in_passing, 2 * 4 * n_heads * self.context_length)
         block_parameters = sum(parameter.numel() for parameter in self.blocks[0].parameters())
         kept_by_block = tokens * kept + (n_bytes * block_parameters if autocast else 0)
         if self.settings["activation_checkpointing"]:
