@@ -56,6 +56,7 @@ def test_every_folder_of_the_package_is_a_room() -> None:
         "ranks",
         "run",
         "run_folder",
+        "run_memory",
         "run_settings",
     }
 

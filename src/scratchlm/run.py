@@ -7,12 +7,10 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,19 +21,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from scratchlm.cli import OneLineErrors, config_files, read_yaml, write_yaml
-from scratchlm.data.bins import is_prepared, read_manifest
+from scratchlm.data.bins import is_prepared
 from scratchlm.data.card import card_table, warnings_for
 from scratchlm.data.inspection import require_whole
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.pretraining import PretrainingData
-from scratchlm.errors import BadValue, BrokenState, MissingFile, UserError
+from scratchlm.errors import BadValue, MissingFile, UserError
 from scratchlm.files.whole import write_text
 from scratchlm.model import checkpoint as checkpoint_file
-from scratchlm.model.gpt import GPT
 from scratchlm.model.probe import choose
 from scratchlm.process import keep_freed_memory
 from scratchlm.ranks import Ranks, StopTogether
 from scratchlm.run_folder import RunFolder
+from scratchlm.run_memory import choose_micro_batch_size, memory_advice, vocab_size
 from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
 from scratchlm.training.compilation import Compilation
@@ -49,6 +47,8 @@ from scratchlm.training.throughput import Throughput
 
 # What one call asks for, not what the run is: left out of config.yaml and of the checkpoint.
 _OF_THE_CALL = ("ckpt_path", "fresh", "weights_only", "return_predictions", "output", "verbose")
+
+_SCORED_AT_ONCE = 8  # sequences, where data.micro_batch_size is auto and no run has found it; the default of that key
 
 
 def run(argv: list[str]) -> None:
@@ -149,17 +149,25 @@ class RunCLI(LightningCLI):
             self._find_start(config)
             _prepare_corpus(config)
             self._choose_machine(config)
+            if config.data.micro_batch_size == "auto" and _is_first_rank():
+                n_processes = self.ranks.n_processes(config.trainer)
+                self.choices["micro_batch_size"] = choose_micro_batch_size(config, self.choices, n_processes)
             self._open_run_folder(config)
+            if config.data.micro_batch_size == "auto":  # which is what config.yaml and the checkpoint say
+                config.data.micro_batch_size = self.choices["micro_batch_size"]["sequences"]
             return
         config.trainer.logger = False
         config.ckpt_path = str(self._checkpoint_to_score(config.ckpt_path))
         if self.subcommand == "predict":
             config.data.checkpoint = config.ckpt_path
         self._choose_machine(config)
+        if config.data.micro_batch_size == "auto":  # scoring takes less than the training it was found for
+            found = self.folder.read_choices().get("micro_batch_size", {"sequences": _SCORED_AT_ONCE})
+            config.data.micro_batch_size = found["sequences"]
 
     def instantiate_classes(self) -> None:
         """Builds data, model and Trainer."""
-        with _memory_advice(self.config[self.subcommand]):
+        with memory_advice(self.config[self.subcommand]):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -207,7 +215,7 @@ class RunCLI(LightningCLI):
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with _memory_advice(self.config[subcommand]):
+        with memory_advice(self.config[subcommand]):
             try:
                 super()._run_subcommand(subcommand)
             except SystemExit as stop:  # how Lightning 2.6 ends at SIGTERM and Ctrl-C, with status 0 and 1
@@ -284,12 +292,12 @@ class RunCLI(LightningCLI):
             return  # another of Lightning's devices or number formats: the user's own choice, not probed
         gpt = config.model.gpt
         shape = {
-            "vocab_size": _vocab_size(config),
+            "vocab_size": vocab_size(config),
             "d_model": gpt.d_model,
             "n_heads": gpt.n_heads,
             "d_head": gpt.d_head,
         }
-        with _memory_advice(config):
+        with memory_advice(config):
             choice = choose(kind, precision, attention=gpt.attention, **shape)
         if precision == "auto" and self.choices.get("device") == choice.device_type:
             choice.precision, choice.reason = self.choices["precision"], self.choices["reason"]
@@ -376,33 +384,6 @@ def _prepare_corpus(config: Namespace) -> None:
         print(card_table(manifest), flush=True)
     for warning in warnings_for(manifest, config.data.context_length) if were_there else ():
         _say(f"warning: {warning}")
-
-
-def _vocab_size(config: Namespace) -> int:
-    if config.data.checkpoint:
-        return int(checkpoint_file.read(config.data.checkpoint).gpt_settings["vocab_size"])
-    return int(read_manifest(config.data.folder)["vocab_size"])
-
-
-@contextmanager
-def _memory_advice(config: Namespace) -> Iterator[None]:
-    """Turns running out of memory into the computed need and what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        words = ("can't allocate memory", "out of memory", "Cannot allocate memory")
-        if isinstance(error, UserError) or not (isinstance(error, MemoryError) or any(w in str(error) for w in words)):
-            raise
-        data, gpt = config.data, config.model.gpt
-        with torch.device("meta"):
-            need = GPT(vocab_size=_vocab_size(config), **gpt).training_bytes(
-                data.micro_batch_size, autocast=config.trainer.precision == "bf16-mixed"
-            )
-        raise BrokenState(
-            f"out of memory: this step needs about {need / 1e9:.1f} GB. In this order, lower "
-            f"data.micro_batch_size={data.micro_batch_size}, data.context_length={data.context_length}, "
-            f"model.gpt.d_model={gpt.d_model} or model.gpt.n_layers={gpt.n_layers}."
-        ) from error
 
 
 def _is_first_rank() -> bool:

@@ -78,7 +78,11 @@ def check_values(config: Namespace, n_processes: int) -> None:
     Raises:
         BadValue: The first such value.
     """
-    PretrainingData(**config.data.as_dict()).accumulation(n_processes)
+    data = PretrainingData(**config.data.as_dict())
+    if data.micro_batch_size == "auto":
+        data.micro_batch_sizes(n_processes)
+    else:
+        data.accumulation(n_processes)
     model = config.model.as_dict()
     with torch.device("meta"):
         gpt = GPT(**model.pop("gpt"), vocab_size=config.data.vocab_size)

@@ -28,7 +28,7 @@ class PretrainingData(LightningDataModule):
         self,
         folder: str,
         context_length: int = 1024,
-        micro_batch_size: int = 8,
+        micro_batch_size: int | Literal["auto"] = 8,
         global_batch_size: int = 8,
         train_tokens: int | None = None,
         windows: Literal["shuffled", "random"] = "shuffled",
@@ -45,7 +45,8 @@ class PretrainingData(LightningDataModule):
         Args:
             folder: Folder of the bins; made if missing. Its name is free.
             context_length: Inputs of one window, in tokens; each source must fill one in validation.
-            micro_batch_size: Sequences that one process works on at a time; as many as fit in memory.
+            micro_batch_size: Sequences that one process works on at a time; with auto, `scratchlm fit` finds the
+                largest that fits in memory and divides the share of one process in global_batch_size.
             global_batch_size: Sequences of one optimizer step, over all processes and micro-batches.
             train_tokens: Length of the run in tokens; None where the Trainer says it in steps or epochs.
             windows: `shuffled` sees every window once an epoch, cut elsewhere each time; `random` draws any start.
@@ -79,11 +80,12 @@ class PretrainingData(LightningDataModule):
         least = {"micro_batch_size": 1, "global_batch_size": 1, "train_tokens": 1, "stride_tokens": 1, "num_workers": 0}
         for key, n in least.items():
             value = getattr(self, key)
-            if value is not None and value < n:
+            if value not in (None, "auto") and value < n:
                 raise BadValue(f"data.{key}={value}: too small. Give a whole number, {n} or more.")
         if windows not in ("shuffled", "random"):
             raise BadValue(f"data.windows={windows}: no such order. Give shuffled or random.")
-        self.accumulation(1)
+        if micro_batch_size != "auto":
+            self.accumulation(1)
 
     @property
     def vocab_size(self) -> int:
@@ -134,11 +136,11 @@ class PretrainingData(LightningDataModule):
         Raises:
             BadValue: The batch sizes do not divide; the line names the nearest that does.
         """
-        at_once = self.micro_batch_size * n_processes
+        at_once = self._micro_batch_size * n_processes
         if self.global_batch_size % at_once:
             near = max(1, round(self.global_batch_size / at_once)) * at_once
             share, rest = divmod(self.global_batch_size, n_processes)
-            smaller = next((n for n in range(self.micro_batch_size, 0, -1) if share % n == 0), 1)
+            smaller = next((n for n in range(self._micro_batch_size, 0, -1) if share % n == 0), 1)
             raise BadValue(
                 f"data.global_batch_size={self.global_batch_size}: not a multiple of "
                 f"data.micro_batch_size={self.micro_batch_size} times {n_processes} "
@@ -146,6 +148,24 @@ class PretrainingData(LightningDataModule):
                 + (f"; or keep it, with data.micro_batch_size={smaller}." if not rest and share else ".")
             )
         return self.global_batch_size // at_once
+
+    def micro_batch_sizes(self, n_processes: int) -> list[int]:
+        """The micro-batch sizes that accumulate to `global_batch_size`, rising.
+
+        Args:
+            n_processes: Processes that work side by side.
+
+        Raises:
+            BadValue: There is none; the line names the nearest global batch size that works.
+        """
+        share, rest = divmod(self.global_batch_size, n_processes)
+        if rest:
+            near = max(1, round(self.global_batch_size / n_processes)) * n_processes
+            raise BadValue(
+                f"data.global_batch_size={self.global_batch_size}: cannot be shared by {n_processes} processes. "
+                f"The nearest that works is {near}."
+            )
+        return [size for size in range(1, share + 1) if share % size == 0]
 
     @property
     def sequences(self) -> int:
@@ -196,9 +216,9 @@ class PretrainingData(LightningDataModule):
             self.corpus.seed,
             self.windows,
             self.stride_tokens,
-            self.sequences + rank * self.micro_batch_size,
-            world * self.micro_batch_size,
-            self.micro_batch_size,
+            self.sequences + rank * self._micro_batch_size,
+            world * self._micro_batch_size,
+            self._micro_batch_size,
             self._device == "cpu",
         )
         return self._loader(batches)
@@ -226,6 +246,15 @@ class PretrainingData(LightningDataModule):
         if ids_BT.dtype == torch.int16:
             ids_BT = ids_BT.long() & 0xFFFF
         return {"inputs_BT": ids_BT[:, :-1], "targets_BT": ids_BT[:, 1:]}
+
+    @property
+    def _micro_batch_size(self) -> int:
+        if self.micro_batch_size == "auto":
+            raise BadValue(
+                "data.micro_batch_size=auto: is found by the command scratchlm fit. To a PretrainingData of your own "
+                "give a whole number."
+            )
+        return self.micro_batch_size
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:
@@ -326,7 +355,7 @@ class PretrainingData(LightningDataModule):
 
     def _scored(self, split: str) -> "ScoredBatches":
         world, rank = self._place
-        return ScoredBatches(Bin(self.folder, split), self.context_length, self.micro_batch_size, world, rank)
+        return ScoredBatches(Bin(self.folder, split), self.context_length, self._micro_batch_size, world, rank)
 
     def _loader(self, batches: Dataset[Batch]) -> DataLoader[Batch]:
         return DataLoader(

@@ -203,7 +203,7 @@ class GPT(nn.Module):
             kept += 2 * n_bytes * d_model  # what was dropped
             if device.type == "cpu":  # whose attention then holds T x S weights: before, after and what was dropped
                 kept += 3 * 4 * n_heads * self.context_length
-                in_passing += 2 * 4 * n_heads * self.context_length
+                in_passing = max(in_passing, 2 * 4 * n_heads * self.context_length)
         block_parameters = sum(parameter.numel() for parameter in self.blocks[0].parameters())
         kept_by_block = tokens * kept + (n_bytes * block_parameters if autocast else 0)
         if self.settings["activation_checkpointing"]:
