@@ -17,7 +17,7 @@ ROOMS = {
     "training": {"training", "files", "text", "model"},
     "inference": {"inference", "files", "text", "model"},
 }
-ANYONE = {"errors", "__version__"}
+ANYONE = {"errors", "process", "__version__"}
 WITHOUT_TORCH = [
     *(f"scratchlm.text.{path.stem}" for path in (SOURCE / "text").glob("[!_]*.py")),
     *(f"scratchlm.files.{path.stem}" for path in (SOURCE / "files").glob("[!_]*.py")),

@@ -212,7 +212,9 @@ class GPT(nn.Module):
             kept_by_blocks = n_layers * kept_by_block
         # The last norm's two tensors and the gradient of one of them; the head's gradient, then also the embedding's.
         loss = 3 * 4 * tokens * d_model + 2 * 4 * self.head_VD.numel()
-        logits = min(tokens, chunk_tokens_on(device)) * self.head_VD.shape[0] * (6 if autocast else 4)
+        logits = min(tokens, chunk_tokens_on(device)) * self.head_VD.shape[0] * (2 if autocast else 4)
+        if device.type != "cpu":  # which widens a few rows at a time
+            logits += 2 * logits if autocast else logits
         return 16 * self.n_parameters + kept_by_blocks + loss + max(tokens * in_passing, logits)
 
     @property

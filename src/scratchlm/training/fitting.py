@@ -18,6 +18,7 @@ import torch
 from scratchlm.errors import BadValue
 from scratchlm.model.gpt import GPT
 from scratchlm.model.loss import mean_nats
+from scratchlm.process import keep_freed_memory
 from scratchlm.training.free_memory import free_bytes, held_bytes, limit_growth, most_held_bytes
 from scratchlm.training.optimizers import adamw
 
@@ -227,6 +228,8 @@ def _refusal(wanted: Attempt, outcome: Outcome) -> str:
 def _try(wanted: Attempt) -> dict[str, int]:
     """The most memory that training takes, beyond what a process holds before it trains."""
     device = torch.device(wanted.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the run will
     _train(GPT(8, 8, d_model=8, n_layers=1, n_heads=1, d_ff=8), device, wanted.autocast, 1)  # loads what is loaded once
     free = free_bytes(device, wanted.n_processes // wanted.n_nodes)
     print(json.dumps({"free": free}), flush=True)
