@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-
 from tests.training.tiny_run import TinyData, tiny_task, tiny_trainer
 
 pytestmark = [
@@ -26,9 +25,9 @@ class Strict(Callback):
 
 
 def test_a_step_that_logs_nothing_does_not_wait_for_the_device(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"accelerator": "cuda", "precision": "bf16-mixed", "log_every_n_steps": 100}
+    settings: dict[str, Any] = {"accelerator": "cuda", "precision": "bf16-mixed", "every_steps": 100}
     trainer = tiny_trainer(
-        tmp_path, max_steps=8, every_steps=100, val_every_steps=100, callbacks=[Strict()], **settings
+        tmp_path, max_steps=8, log_every_n_steps=100, val_every_steps=100, callbacks=[Strict()], **settings
     )
     trainer.fit(tiny_task(sample_prompts=[]), TinyData())
     assert trainer.global_step == 8
