@@ -22,7 +22,7 @@ def test_the_summary_says_the_exact_parameters_and_what_a_step_takes(tiny, tmp_p
     assert "128 (8 sequences of 16: 4 at once x 2 in a row x 1 devices)" in said
     assert "cpu (1 threads), 32-true" in said
     assert re.fullmatch(r"[\d.]+ TFLOP/s in float32, measured", lines["peak"].strip())
-    assert "GB for training" in lines["memory"]
+    assert "GB of tensors on each device, computed" in lines["memory"]
 
 
 def test_a_resumed_runs_summary_says_where_it_goes_on(tiny, tmp_path, capsys):

@@ -65,6 +65,7 @@ class Compilation(Callback):
                     f"model.compile={task.compiles}: compiling failed ({reason}). Say --model.compile false."
                 ) from error
             task.gpt.compile_blocks(False)
+            self.choices["compile_reason"] = f"compiling failed ({reason})"
             self._note(False)
             say(f"compiling failed ({reason}); going on without")
         else:
@@ -82,10 +83,12 @@ class Compilation(Callback):
         saved, cost = _SAVED_FRACTION[kind] * left, _COST_SECONDS[kind]
         pays = saved > cost
         missing = missing_compiler(kind) if pays else None
-        say(
-            f"{'compiling' if pays and not missing else 'not compiled'}: about {cost:.0f} s where torch's cache does "
-            f"not have it, to save about {saved:,.0f} of {left:,.0f} s{'; but ' + missing if missing else ''}"
+        reason = (
+            f"about {cost:.0f} s where torch's cache does not have it, to save about {saved:,.0f} of {left:,.0f} s"
+            f"{'; but ' + missing if missing else ''}"
         )
+        say(f"{'compiling' if pays and not missing else 'not compiled'}: {reason}")
+        self.choices["compile_reason"] = reason
         return pays and not missing
 
     def _note(self, chosen: bool) -> None:
