@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from scratchlm.errors import BadValue
 from scratchlm.model.gpt import GPT, Cache
 from scratchlm.model.loss import mean_nats
+from scratchlm.training.compilation import missing_compiler
 
 SMALL = {"vocab_size": 50, "context_length": 16, "d_model": 24, "n_layers": 2, "n_heads": 3, "d_ff": 40}
 SHAPES = [
@@ -246,8 +247,7 @@ def learned(gpt: GPT, ids_BT: Tensor) -> dict[str, Tensor]:
     return {"loss": loss.detach()} | {name: p.grad for name, p in gpt.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("is_compiled", [False, True], ids=["as it is", "compiled"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "is_compiled"), [(0.0, False), (0.3, False), (0.3, True)])
 def test_computing_blocks_once_more_changes_neither_loss_nor_gradients_in_one_bit(
     dropout: float, is_compiled: bool
 ) -> None:
@@ -295,6 +295,7 @@ _MEASURE = """
 import sys, torch
 from scratchlm.model.gpt import GPT
 from scratchlm.model.loss import mean_nats
+from scratchlm.training.compilation import missing_compiler
 autocast, settings = sys.argv[1] == "autocast", eval(sys.argv[2])
 def run(micro_batch_size, **settings):
     gpt = GPT(**settings)

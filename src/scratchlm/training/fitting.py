@@ -111,6 +111,8 @@ def as_chosen(before: dict[str, Any] | None, wanted: Attempt, sizes: Sequence[in
             for key in then | found_for
             if found_for.get(key) != then.get(key)
         ]
+        if before["sequences"] not in sizes:
+            changed.append(f"the batch no longer divides by {before['sequences']}")
         if not changed:
             _say(f"{before['sequences']}, as when the run began")
             return before
