@@ -32,7 +32,7 @@ TINY = Attempt(GPT, "cpu", autocast=False)
 DIVISORS_OF_480 = [n for n in range(1, 481) if 480 % n == 0]
 MEMORIES: dict[str, Callable[[int], float]] = {
     "a line": lambda n: 3.0 + 0.1 * n,
-    "a line that is steep": lambda n: 3.0 + 2.9 * n,
+    "a line that is steep": lambda n: 2.0 + 2.9 * n,
     "flat": lambda _n: 3.0,
     "bending up": lambda n: 3.0 + 0.05 * n**1.3,
     "bending down": lambda n: 3.0 + 0.9 * math.sqrt(n),
@@ -68,10 +68,10 @@ def test_the_largest_that_fits_is_found_in_few_attempts(memory: str, guess: floa
     assert len(machine.tried) <= 8  # of 24 sizes
 
 
-def test_a_line_with_a_fair_guess_takes_three_attempts_and_one_that_shows_there_is_no_more() -> None:
+def test_a_line_with_a_fair_guess_takes_two_attempts_and_one_that_shows_there_is_no_more() -> None:
     machine = Machine(lambda n: 3.0 + 0.1 * n, 12.0)
     search(DIVISORS_OF_480, machine.attempt, 0.13 * GB)
-    assert machine.tried == [1, 48, 60, 80]
+    assert machine.tried == [1, 60, 80]
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -143,7 +143,7 @@ def test_an_attempt_that_is_refused_memory_does_not_fit_and_is_no_error() -> Non
 
 
 def test_an_attempt_that_fails_for_another_reason_is_an_error_that_shows_it() -> None:
-    with pytest.raises(RuntimeError, match="CUDA|cuda|device"):
+    with pytest.raises(RuntimeError, match=r"ended with status 1:\n(?s:.*)(CUDA|cuda)"):
         measure(replace(TINY, device="cuda:99"))
 
 
