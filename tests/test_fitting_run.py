@@ -34,11 +34,12 @@ AUTO = [
     "--trainer.accelerator=cpu",
     "--trainer.default_root_dir=run",
 ]
-WORDS = "the cat sat on a mat and saw one red bird fly over two green hills while rain fell".split()
+TEXT = "the cat sat on a mat and saw one red bird fly over two green hills while rain fell"
 
 
 def write_text(path: Path) -> None:
-    path.write_text(" ".join(WORDS[(i * i + i // 7) % len(WORDS)] for i in range(3000)), encoding="utf-8")
+    words = TEXT.split()
+    path.write_text(" ".join(words[(i * i + i // 7) % len(words)] for i in range(3000)), encoding="utf-8")
 
 
 def choices(folder: Path) -> dict[str, Any]:
@@ -172,8 +173,8 @@ def test_batch_sizes_that_contradict_each_other_are_one_line_before_anything_is_
 def test_a_precision_that_attempts_are_not_made_for_is_refused_by_its_key(
     run_folder: Path, command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    words = ["--trainer.default_root_dir=other", "--trainer.precision=64-true", "--trainer.max_steps=2"]
     with pytest.raises(SystemExit) as stop:
-        words = ["--trainer.default_root_dir=other", "--trainer.precision=64-true", "--trainer.max_steps=2"]
         command("fit", *AUTO, *words)
     assert stop.value.code == 2
     line = capfd.readouterr().err.splitlines()[-1]
