@@ -163,7 +163,8 @@ class RunCLI(LightningCLI):
         self._choose_machine(config)
         if config.data.micro_batch_size == "auto":  # scoring takes less than the training it was found for
             found = self.folder.read_choices().get("micro_batch_size", {"sequences": _SCORED_AT_ONCE})
-            config.data.micro_batch_size = found["sequences"]
+            sizes = PretrainingData(**config.data.as_dict()).micro_batch_sizes(1)
+            config.data.micro_batch_size = max(size for size in sizes if size <= found["sequences"])
 
     def instantiate_classes(self) -> None:
         """Builds data, model and Trainer."""

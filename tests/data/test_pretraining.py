@@ -263,6 +263,17 @@ def test_values_that_cannot_work_are_refused_at_construction(values, said):
         data_of("nowhere", **values)
 
 
+def test_auto_is_found_by_the_command_and_refused_where_batches_are_made_by_hand(folder):
+    data = data_of(folder, micro_batch_size="auto", global_batch_size=12)
+    assert data.micro_batch_sizes(1) == [1, 2, 3, 4, 6, 12]
+    assert data.micro_batch_sizes(2) == [1, 2, 3, 6]
+    with pytest.raises(BadValue, match=r"global_batch_size=12: cannot be shared by 5 processes.*works is 10"):
+        data.micro_batch_sizes(5)
+    for batches in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(BadValue, match=r"^data.micro_batch_size=auto: .*scratchlm fit.* whole number\.$"):
+            batches()
+
+
 def test_batch_sizes_must_divide_over_the_processes(folder, monkeypatch):
     monkeypatch.setattr(PretrainingData, "_place", (3, 0))
     with pytest.raises(BadValue, match=r"data.global_batch_size=4: .*micro_batch_size=2 times 3 processes.*works is 6"):

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from scratchlm.errors import BadValue
 from scratchlm.model.gpt import GPT, Cache
+from scratchlm.model.loss import mean_nats
+from scratchlm.training.compilation import missing_compiler
 
 SMALL = {"vocab_size": 50, "context_length": 16, "d_model": 24, "n_layers": 2, "n_heads": 3, "d_ff": 40}
 SHAPES = [
@@ -236,10 +238,64 @@ def test_a_value_that_cannot_work_is_named(settings: dict[str, object], words: s
         GPT(**(SMALL | settings))  # type: ignore[arg-type]
 
 
+def learned(gpt: GPT, ids_BT: Tensor) -> dict[str, Tensor]:
+    """The loss of one step and every gradient, random numbers drawn alike."""
+    torch.manual_seed(3)
+    gpt.zero_grad()
+    loss = mean_nats(gpt.train().hidden(ids_BT), gpt.head_VD, ids_BT)
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad for name, p in gpt.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("dropout", "is_compiled"), [(0.0, False), (0.3, False), (0.3, True)])
+def test_computing_blocks_once_more_changes_neither_loss_nor_gradients_in_one_bit(
+    dropout: float, is_compiled: bool
+) -> None:
+    if is_compiled and (missing := missing_compiler("cpu")):
+        pytest.skip(missing)
+    keeping, ids_BT = small(dropout=dropout), some_ids()
+    again = GPT(**(keeping.settings | {"activation_checkpointing": True}))
+    again.load_state_dict(keeping.state_dict())
+    for gpt in (keeping, again):
+        gpt.compile_blocks(is_compiled)
+    expected, found = learned(keeping, ids_BT), learned(again, ids_BT)
+    assert len(found) == 1 + len(list(again.parameters()))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_computing_blocks_once_more_keeps_only_the_input_of_each() -> None:
+    kept = {}
+    for checkpointing in (False, True):
+        gpt = small(activation_checkpointing=checkpointing).train()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):  # type: ignore[misc]
+            gpt.hidden(some_ids())
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < kept[False] / 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.1}, {"feed_forward": "gelu", "tied_head": False}])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_computed_need_grows_by_the_same_with_each_sequence_and_less_so_where_blocks_are_computed_once_more(
+    settings: dict[str, object], autocast: bool
+) -> None:
+    with torch.device("meta"):
+        keeping = GPT(500, **settings)  # type: ignore[arg-type]
+        again = GPT(500, **settings, activation_checkpointing=True)  # type: ignore[arg-type]
+    cpu = torch.device("cpu")
+    one, two, three = (keeping.training_bytes(n, autocast, cpu) for n in (1, 2, 3))
+    assert two - one == three - two > 0
+    assert one > 16 * keeping.n_parameters
+    grows = again.training_bytes(3, autocast, cpu) - again.training_bytes(2, autocast, cpu)
+    assert 0 < grows < (two - one) / 3
+
+
 _MEASURE = """
 import sys, torch
 from scratchlm.model.gpt import GPT
 from scratchlm.model.loss import mean_nats
+from scratchlm.training.compilation import missing_compiler
 autocast, settings = sys.argv[1] == "autocast", eval(sys.argv[2])
 def run(micro_batch_size, **settings):
     gpt = GPT(**settings)

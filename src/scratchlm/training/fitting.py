@@ -111,6 +111,8 @@ def as_chosen(before: dict[str, Any] | None, wanted: Attempt, sizes: Sequence[in
             for key in then | found_for
             if found_for.get(key) != then.get(key)
         ]
+        if before["sequences"] not in sizes:
+            changed.append(f"the batch no longer divides by {before['sequences']}")
         if not changed:
             _say(f"{before['sequences']}, as when the run began")
             return before
@@ -158,7 +160,7 @@ def search(sizes: Sequence[int], attempt: Callable[[int], Outcome], bytes_per_se
         attempt: Tries one.
         bytes_per_sequence: A guess at what one more sequence takes, until two sizes have been measured.
     """
-    best = attempt(sizes[0])
+    best = last = attempt(sizes[0])
     if not best.fits:
         return best
     measured = [best]
@@ -166,16 +168,15 @@ def search(sizes: Sequence[int], attempt: Callable[[int], Outcome], bytes_per_se
     while between := [size for size in sizes if best.micro_batch_size < size < too_large]:
         slope = _slope(measured) if len(measured) > 1 else bytes_per_sequence
         room = best.free_bytes * (1 - MARGIN) - (best.peak_bytes or 0)
-        promising = [size for size in between if (size - best.micro_batch_size) * slope <= room]
-        if not promising and len(measured) > 1:
-            break
-        outcome = attempt(max(promising, default=between[0]))
-        if outcome.peak_bytes is not None:
-            measured.append(outcome)
-        if outcome.fits:
-            best = outcome
+        promising = [size for size in between if (size - best.micro_batch_size) * slope <= room] or between[:1]
+        # Who ran out of memory gave no number to mend the line with: half-way, or each size in turn would run out.
+        last = attempt(promising[-1] if last.peak_bytes is not None else promising[len(promising) // 2])
+        if last.peak_bytes is not None:
+            measured.append(last)
+        if last.fits:
+            best = last
         else:
-            too_large = outcome.micro_batch_size
+            too_large = last.micro_batch_size
     return best
 
 
@@ -195,10 +196,10 @@ def measure(wanted: Attempt) -> Outcome:
     lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
     said: dict[str, int] = {key: value for line in lines for key, value in line.items()}
     # The kernel kills by SIGKILL; C++ that has no memory left to say so aborts.
-    ran_out = child.returncode in (-signal.SIGKILL, -signal.SIGABRT) or "out_of_memory" in said
-    if "free" not in said or ("peak" not in said and not ran_out):
+    was_killed = "free" in said and child.returncode in (-signal.SIGKILL, -signal.SIGABRT)
+    if "peak" not in said and not was_killed and "out_of_memory" not in said:
         raise RuntimeError(f"the attempt ended with status {child.returncode}:\n{child.stderr}")
-    return Outcome(wanted.micro_batch_size, said["free"], said.get("peak"), time.monotonic() - began)
+    return Outcome(wanted.micro_batch_size, said.get("free", 0), said.get("peak"), time.monotonic() - began)
 
 
 def _slope(measured: Sequence[Outcome]) -> float:
