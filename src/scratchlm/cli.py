@@ -357,6 +357,7 @@ def _in_words(types: str) -> str:
     for begins, words in _WORDS_FOR_TYPES.items():
         if re.search(rf"(?:^|, |'){begins}", types):
             found.append(words)
+    found += re.findall(r"'(\w+)'\]", types) if "Literal" in types else []
     return " or ".join(found) or types
 
 

@@ -1,6 +1,7 @@
 """Laws of the network."""
 
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -314,10 +315,22 @@ print(peak_bytes() - before, computed)
 """
 
 
-@pytest.mark.parametrize(("precision", "settings"), [("autocast", {}), ("float32", {"dropout": 0.1})])
-def test_the_computed_need_for_memory_is_within_half_of_a_measured_peak(
-    precision: str, settings: dict[str, object], run_alone: Callable[..., list[int]]
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is told by a variable of glibc's")
+@pytest.mark.parametrize(
+    ("precision", "settings"),
+    [
+        ("autocast", {}),
+        ("float32", {"dropout": 0.1}),
+        ("float32", {"activation_checkpointing": True, "feed_forward": "gelu"}),
+    ],
+)
+def test_the_computed_need_for_memory_is_within_a_fifth_of_a_measured_peak(
+    precision: str,
+    settings: dict[str, object],
+    run_alone: Callable[..., list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back, so that tensors alone are counted
     measured, computed = run_alone(_MEASURE, precision, repr(settings))
     print(f"{precision} {settings}: {measured=:,} {computed=:,}")
-    assert 1 / 1.5 < computed / measured < 1.5
+    assert 1 / 1.2 < computed / measured < 1.2
