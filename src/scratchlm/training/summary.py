@@ -50,8 +50,8 @@ class Summary(Callback):
             "steps": f"{trainer.max_steps:,} ({tokens:,} tokens, {tokens / gpt.n_parameters:.3g} a parameter){done}",
             "device": f"{device.name(task.device)}, {trainer.precision}",
             "peak": str(device.peak(task.device, str(trainer.precision))),
-            "memory": f"{gpt.training_bytes(micro, autocast) / 1e9:.2f} GB of tensors on each device, computed; a process takes "
-            "more, which the lines below measure",
+            "memory": f"{gpt.training_bytes(micro, autocast) / 1e9:.2f} GB of tensors on each device, computed; "
+            "a process takes more, which the lines below measure",
         }
 
 
