@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -296,8 +297,19 @@ def test_nothing_that_a_contestant_started_outlives_it(tmp_path: Path, module: M
     contestant = module("turns").Contestant("peer", words, os.environ, tmp_path / "log.txt")
     pid = contestant.answer()["pid"]
     contestant.end()
-    state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+    deadline = time.monotonic() + 10  # a process that was killed dies when it is next scheduled
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state.rpartition(")")[2].split()[0] not in "ZX"
 
 
 STAND_IN = """#!/usr/bin/env bash

@@ -432,8 +432,9 @@ def test_predict_loses_no_prompt_where_several_devices_are_asked_for(run_folder:
     assert [row["prompt"] for row in rows] == ["one", "two", "red"]
 
 
-def test_damaged_choices_are_one_line(run_folder: Path, refusal: Callable[..., str]) -> None:
-    (run_folder / "run" / "choices.json").write_text("{")
+@pytest.mark.parametrize("written", ["{", '{"micro_batch_size": 5}', '{"micro_batch_size": {"sequences": 3}}'])
+def test_damaged_choices_are_one_line(run_folder: Path, refusal: Callable[..., str], written: str) -> None:
+    (run_folder / "run" / "choices.json").write_text(written)
     assert "choices.json: damaged. Remove it" in refusal("fit", *TINY, "--trainer.max_steps=6", "--ckpt_path=last")
 
 

@@ -357,7 +357,8 @@ def _in_words(types: str) -> str:
     for begins, words in _WORDS_FOR_TYPES.items():
         if re.search(rf"(?:^|, |'){begins}", types):
             found.append(words)
-    found += re.findall(r"'(\w+)'\]", types) if "Literal" in types else []
+    if literal := re.search(r"Literal\[([^\]]*)\]", types):
+        found += [word.strip(" '\"") for word in literal[1].split(",")]
     return " or ".join(found) or types
 
 

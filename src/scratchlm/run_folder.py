@@ -86,7 +86,8 @@ class RunFolder:
             choices = json.loads(path.read_text()) if path.exists() else {}
         except ValueError:
             choices = None
-        if not isinstance(choices, dict):
+        found = choices.get("micro_batch_size") if isinstance(choices, dict) else None
+        if not isinstance(choices, dict) or not (found is None or _is_found(found)):
             raise BrokenState(f"{path}: damaged. Remove it; the machine then chooses anew.")
         return choices
 
@@ -106,3 +107,13 @@ class RunFolder:
         for path in files:
             path.rename(aside / path.name)
         print(f"scratchlm: the old run is in {aside}", file=sys.stderr)
+
+
+def _is_found(micro_batch_size: Any) -> bool:
+    """Whether a choice is as `training.fitting` writes it."""
+    return (
+        isinstance(micro_batch_size, dict)
+        and isinstance(micro_batch_size.get("sequences"), int)
+        and micro_batch_size["sequences"] > 0
+        and isinstance(micro_batch_size.get("found_for"), dict)
+    )

@@ -1,6 +1,8 @@
 """Compiling changes no law of training, is decided by what it costs and saves, and is decided once for a run."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,21 @@ def test_validation_and_samples_compile_nothing(tmp_path: Path) -> None:
     counted.clear()
     fit(tmp_path, True, max_steps=4, val_every_steps=2)
     assert counted["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_signal_that_ends_the_compiler_ends_the_run_and_chooses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        def run(*_: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("the C++ compiler was ended")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    choices: dict[str, Any] = {"compile": True}
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "auto", choices, max_steps=2)
+    assert choices == {"compile": True}

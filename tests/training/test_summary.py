@@ -25,6 +25,15 @@ def test_the_summary_says_the_exact_parameters_and_what_a_step_takes(tiny, tmp_p
     assert "GB of tensors on each device, computed" in lines["memory"]
 
 
+def test_a_micro_batch_that_takes_more_than_is_free_is_warned_of(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("scratchlm.training.summary.free_bytes", lambda device, n_processes: 1_000)
+    fit(tiny, tmp_path, max_steps=1)
+    assert re.search(
+        r"warning: data.micro_batch_size=4: training takes 0.00 GB more, computed, and 0.00 GB are free.*auto",
+        capsys.readouterr().err,
+    )
+
+
 def test_a_resumed_runs_summary_says_where_it_goes_on(tiny, tmp_path, capsys):
     fit(tiny, tmp_path, max_steps=4)
     trainer = tiny.tiny_trainer(tmp_path, max_steps=6)

@@ -140,7 +140,7 @@ class PretrainingData(LightningDataModule):
         if self.global_batch_size % at_once:
             near = max(1, round(self.global_batch_size / at_once)) * at_once
             share, rest = divmod(self.global_batch_size, n_processes)
-            smaller = next((n for n in range(self._micro_batch_size, 0, -1) if share % n == 0), 1)
+            smaller = next((n for n in range(min(self._micro_batch_size, share), 0, -1) if share % n == 0), 1)
             raise BadValue(
                 f"data.global_batch_size={self.global_batch_size}: not a multiple of "
                 f"data.micro_batch_size={self.micro_batch_size} times {n_processes} "

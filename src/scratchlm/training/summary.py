@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from scratchlm.training import device
+from scratchlm.training.free_memory import free_bytes
 from scratchlm.training.loggers import WandbRun, say
 from scratchlm.training.task import NextTokenTask, task_of
 
@@ -20,6 +21,7 @@ class Summary(Callback):
         self._started = True
         task = task_of(pl_module)
         say("\n".join(f"{name:<16}{value}" for name, value in self.lines(trainer, task).items()))
+        self._warn_of_memory(trainer, task)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun) and (rows := _card_rows(task.corpus.get("card", {}))):
                 columns = list(rows[0])
@@ -31,12 +33,27 @@ class Summary(Callback):
             step, steps = f"{trainer.global_step:,}", f"{trainer.max_steps:,}"
             say(f"step {step} of {steps} is done already: nothing to train. Raise trainer.max_steps to go on.")
 
+    def _warn_of_memory(self, trainer: Trainer, task: NextTokenTask) -> None:
+        """Says so where the tensors, whose weights are there already, need more than is free."""
+        micro, need = self._micro_batch(trainer, task)
+        more = need - 4 * task.gpt.n_parameters
+        free = free_bytes(task.device, trainer.world_size // trainer.num_nodes)
+        if more > free and not task.is_sharded:
+            say(
+                f"warning: data.micro_batch_size={micro}: training takes {more / 1e9:.2f} GB more, computed, and "
+                f"{free / 1e9:.2f} GB are free. If it runs out, say data.micro_batch_size=auto."
+            )
+
+    def _micro_batch(self, trainer: Trainer, task: NextTokenTask) -> tuple[int, int]:
+        """Sequences at once, and the bytes that training them takes."""
+        micro = task.corpus["global_batch_size"] // (trainer.accumulate_grad_batches * trainer.world_size)
+        return micro, task.gpt.training_bytes(micro, str(trainer.precision) == "bf16-mixed")
+
     def lines(self, trainer: Trainer, task: NextTokenTask) -> dict[str, str]:
         """The summary, by what each line says."""
         gpt, settings = task.gpt, task.gpt.settings
         sequences, context = task.corpus["global_batch_size"], gpt.context_length
-        micro = sequences // (trainer.accumulate_grad_batches * trainer.world_size)
-        autocast = str(trainer.precision) == "bf16-mixed"
+        micro, need = self._micro_batch(trainer, task)
         tokens = trainer.max_steps * task.tokens_per_step
         done = f", going on after step {trainer.global_step:,}" if trainer.global_step else ""
         return {
@@ -50,8 +67,8 @@ class Summary(Callback):
             "steps": f"{trainer.max_steps:,} ({tokens:,} tokens, {tokens / gpt.n_parameters:.3g} a parameter){done}",
             "device": f"{device.name(task.device)}, {trainer.precision}",
             "peak": str(device.peak(task.device, str(trainer.precision))),
-            "memory": f"{gpt.training_bytes(micro, autocast) / 1e9:.2f} GB of tensors on each device, computed; a process takes "
-            "more, which the lines below measure",
+            "memory": f"{need / 1e9:.2f} GB of tensors on each device, computed; "
+            "a process takes more, which the lines below measure",
         }
 
 
