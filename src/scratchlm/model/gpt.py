@@ -71,7 +71,9 @@ class GPT(nn.Module):
             attention: fused lets the kernel apply causality; masked hands it an explicit mask; auto is masked on
                 Metal, where some kernels leak later tokens, and fused elsewhere.
             activation_checkpointing: Keep of each block only its input, and compute the block once more in the
-                backward pass: the same gradients, for less memory and more time.
+                backward pass: the same gradients, for less memory and more time. Measured on a CPU in bf16: 3.8
+                instead of 4.8 GB of tensors with one sequence at 220M, 0.55 instead of 1.35 with 16 at 16M, for 13 to
+                23% more time forward and backward.
 
         Raises:
             BadValue: A size below 1, a dropout outside [0, 1), an unknown kind, or heads that do not divide d_model
@@ -185,7 +187,8 @@ class GPT(nn.Module):
         Returns:
             Weights, gradients and AdamW's two moments in float32, what the forward pass keeps for the backward pass,
             and the buffers of the loss. Within 15% of peaks measured on a CPU for shapes of 5M to 220M parameters. The
-            allocator's own waste is not in it: glibc's heap was seen to take 1.2 to 1.6 times as much.
+            allocator's own waste is not in it: glibc's heap was seen to take 1.1 to 1.6 times as much, with activation
+            checkpointing up to 2.5 times.
         """
         device = device or self.head_VD.device
         n_bytes = 2 if autocast else 4
