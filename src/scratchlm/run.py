@@ -216,6 +216,8 @@ class RunCLI(LightningCLI):
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "fit" and self.config.fit.trainer.accelerator == "cpu":
+            keep_freed_memory()
         with memory_advice(self.config[subcommand]):
             try:
                 super()._run_subcommand(subcommand)
@@ -306,8 +308,6 @@ class RunCLI(LightningCLI):
         config.model.gpt.attention = choice.attention
         _say(f"{choice.device_type}, {choice.precision}: {choice.reason}")
         if self.subcommand == "fit":
-            if choice.device_type == "cpu":
-                keep_freed_memory()
             self.choices.setdefault("wandb_id", os.urandom(4).hex())
             self.choices |= {"device": choice.device_type, "precision": choice.precision, "reason": choice.reason}
 

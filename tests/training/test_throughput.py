@@ -184,7 +184,7 @@ def test_two_processes_count_the_tokens_of_both(run_tiny, tmp_path):
     # A step is 128 tokens, and takes the time between two lines, but for pauses and the busyness of the machine.
     seconds = [after["time"] - line["time"] for line, after in pairwise(lines[1:])]
     tokens = [line["throughput/tokens_per_second"] * taken for line, taken in zip(lines[2:], seconds, strict=True)]
-    assert 100 < min(tokens) < 200
+    assert 100 < statistics.median(tokens) < 200  # a line that was written late makes one step long, the next short
     assert all(0 <= line["throughput/data_wait_fraction"] < 1 for line in lines[1:])
     assert all(line["throughput/memory_bytes"] > 1e7 for line in lines)
 
