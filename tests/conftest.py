@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +20,32 @@ os.environ["HF_ENDPOINT"] = _HUB.address
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="scratchlm-hub-client-")
 atexit.register(_HUB.server_close)
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+
+# VmHWM, since a child's ru_maxrss on Linux begins at its parent's.
+_PEAK = """
+import pathlib, re, resource, torch
+torch.set_num_threads(1)
+def peak_bytes():
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+"""
+
+
+@pytest.fixture
+def run_alone() -> Callable[..., list[int]]:
+    """Runs a script that may call peak_bytes() in a process of its own, and gives the numbers it prints.
+
+    What a test measures of memory it measures here: the heap of a process that has run a thousand tests has room.
+    """
+
+    def run(script: str, *arguments: str) -> list[int]:
+        command = [sys.executable, "-c", _PEAK + script, *arguments]
+        return [int(word) for word in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split()]
+
+    return run
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from scratchlm.training.free_memory import free_bytes, held_bytes, most_held_bytes
+from scratchlm.training.free_memory import free_bytes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which Linux has")
 
@@ -94,12 +95,19 @@ def test_a_group_over_its_limit_leaves_nothing_and_not_less(tmp_path: Path) -> N
     assert free_bytes(CPU, root=plant(tmp_path, files)) == 0
 
 
-def test_processes_share_what_is_left_after_each_of_the_others_has_been_started(tmp_path: Path) -> None:
-    root = plant(tmp_path, {})
-    before = held_bytes()
-    share = free_bytes(CPU, 4, root)
-    held = 8_000_000 * 1024 - 4 * share
-    assert held / 3 == pytest.approx(before, rel=0.1)
+_SHARE = """
+import sys, torch
+from pathlib import Path
+from scratchlm.training.free_memory import free_bytes, held_bytes
+print(held_bytes(), free_bytes(torch.device("cpu"), 4, Path(sys.argv[1])))
+"""
+
+
+def test_processes_share_what_is_left_after_each_of_the_others_has_been_started(
+    tmp_path: Path, run_alone: Callable[..., list[int]]
+) -> None:
+    held, share = run_alone(_SHARE, str(plant(tmp_path, {})))
+    assert (8_000_000 * 1024 - 4 * share) / 3 == pytest.approx(held, rel=0.1)
 
 
 _GROW = """
@@ -123,14 +131,23 @@ def test_a_process_is_refused_more_than_it_may_grow_by_and_counts_that_as_its_ow
     assert ended.returncode == 0, ended.stderr
 
 
-def test_the_most_held_stays_when_memory_is_given_back() -> None:
-    held = held_bytes()
-    block = torch.ones(50_000_000)
-    peak = most_held_bytes()
-    del block
-    assert peak - held > 190 * MB
-    assert most_held_bytes() >= peak - 5 * MB
-    assert held_bytes() < held + 100 * MB
+_HOLD = """
+import torch
+from scratchlm.training.free_memory import held_bytes, most_held_bytes
+torch.ones(1_000_000)
+before = held_bytes()
+block = torch.ones(50_000_000)
+peak = most_held_bytes()
+del block
+print(before, peak, held_bytes(), most_held_bytes())
+"""
+
+
+def test_the_most_held_stays_when_memory_is_given_back(run_alone: Callable[..., list[int]]) -> None:
+    before, peak, after, peak_after = run_alone(_HOLD)
+    assert peak - before > 190 * MB
+    assert peak_after >= peak - 5 * MB
+    assert after < before + 100 * MB
 
 
 def test_a_limit_of_the_process_itself_counts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ python tiny_run.py FOLDER [--precision P] [--devices N] [--micro M] [--resume PA
 import argparse
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,20 @@ class Kill(Callback):
             checkpoint["bomb"] = Bomb()
 
 
+class EvenSteps(Callback):
+    """Each optimizer step, of two micro-batches, takes as long, and each validation batch."""
+
+    def __init__(self, step_seconds: float = 0.1, validation_seconds: float = 0.0, first_seconds: float = 0.0) -> None:
+        self.step_seconds, self.validation_seconds, self.first_seconds = step_seconds, validation_seconds, first_seconds
+
+    def on_before_backward(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(self.step_seconds / 2 + self.first_seconds)
+        self.first_seconds = 0.0
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(self.validation_seconds)
+
+
 def tiny_task(dropout: float = 0.0, **settings: Any) -> NextTokenTask:
     """A network of some thousand weights, the same at each call."""
     torch.manual_seed(5)
@@ -172,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--every-steps", type=int, default=4)
     parser.add_argument("--resume")
     parser.add_argument("--kill")
+    parser.add_argument("--step-seconds", type=float, default=0.0)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     where, _, number = (arguments.kill or "never:0").partition(":")
@@ -183,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         max_steps=arguments.steps,
         every_steps=arguments.every_steps,
         strategy="ddp" if arguments.devices > 1 else "auto",
-        callbacks=[Kill(where, int(number))],
+        callbacks=[Kill(where, int(number)), EvenSteps(arguments.step_seconds)],
     )
     resume = arguments.resume
     if resume == "last":

@@ -74,7 +74,9 @@ def _backward(d_mixed_BHTE: Tensor, query_BHTE: Tensor, key_BHTE: Tensor, value_
         weights_GTT = weights_buffer[:n].copy_(scores_GTT)
         torch.bmm(weights_GTT.mT, d_mixed_GTE[g], out=d_value_GTE[g])
         d_weights_GTT = torch.bmm(d_mixed_GTE[g], value_GTE[g].mT, out=d_weights_buffer[:n])
-        d_scores_GTT = torch.ops.aten._softmax_backward_data(d_weights_GTT, weights_GTT, -1, weights_GTT.dtype)
+        d_scores_GTT = torch._softmax_backward_data(
+            d_weights_GTT, weights_GTT, -1, weights_GTT.dtype, grad_input=d_weights_GTT
+        )
         torch.bmm(d_scores_GTT, key_GTE[g], out=d_query_GTE[g])
         torch.bmm(d_scores_GTT.mT, query_GTE[g], out=d_key_GTE[g])
     gradients_3GTE[:2] *= scale
