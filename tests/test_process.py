@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,20 @@ def test_the_command_has_threads_wait_briefly_unless_the_user_says_how_long(give
 def test_the_command_asks_before_it_imports_torch() -> None:
     code = "import sys\nimport scratchlm.cli\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_for_torchs_compiler_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "cache")
+    ended = subprocess.run(
+        [sys.executable, "-m", "scratchlm", "fit", "--help"],
+        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        f"scratchlm: error: TORCHINDUCTOR_CACHE_DIR={folder}: this folder of torch's compiler cannot be made "
+        "(Not a directory). Name another, or leave it out."
+    ]

@@ -1,8 +1,10 @@
-"""What a process that computes on a CPU asks of its C libraries; nothing here changes a result."""
+"""What a process that computes asks of its libraries and its surroundings; nothing here changes a result."""
 
 import ctypes
 import os
 import platform
+
+from scratchlm.errors import BadValue
 
 # How often a thread of libgomp's looks for new work before it sleeps. Its default, some hundred thousand times, is
 # milliseconds of a core: where another process wants that core, threads wait for each other at every one of a step's
@@ -17,6 +19,23 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 def wait_briefly() -> None:
     """Has threads that wait for others give their core away soon; before torch is imported, or it is too late."""
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+def require_compiler_cache() -> None:
+    """Refuses a TORCHINDUCTOR_CACHE_DIR that cannot be made; before Lightning is imported, which has torch make it.
+
+    Raises:
+        BadValue: With the reason.
+    """
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if folder:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise BadValue(
+                f"TORCHINDUCTOR_CACHE_DIR={folder}: this folder of torch's compiler cannot be made "
+                f"({error.strerror}). Name another, or leave it out."
+            ) from error
 
 
 def keep_freed_memory() -> None:

@@ -83,6 +83,14 @@ def test_targets_that_are_not_scored_leave_no_trace() -> None:
     torch.testing.assert_close(mean_nats(hidden_BTD, head_VD, targets_BT, 5), alone)
 
 
+def test_a_target_that_is_no_id_is_an_error_and_not_another_id() -> None:
+    hidden_BTD, head_VD, targets_BT = batch()
+    for wrong in (-1, len(head_VD)):
+        targets_BT[0, 0] = wrong
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            mean_nats(hidden_BTD, head_VD, targets_BT)
+
+
 def test_a_batch_with_nothing_to_score_counts_zero_and_pulls_nowhere() -> None:
     hidden_BTD, head_VD, targets_BT = batch()
     loss = mean_nats(hidden_BTD, head_VD, torch.full_like(targets_BT, IGNORED))

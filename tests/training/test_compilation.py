@@ -82,8 +82,8 @@ def test_without_a_compiler_auto_goes_on_and_an_explicit_wish_is_refused(
 ) -> None:
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         assert fit(tmp_path / "auto", "auto", max_steps=2) == {"compile": False}
-        assert "no C++ compiler is installed (g++ or clang++)" in capfd.readouterr().err
-        with pytest.raises(BadValue, match=r"^model\.compile=True: no C\+\+ compiler is installed .* Install it"):
+        assert "no C++ compiler is installed: install g++ or clang++" in capfd.readouterr().err
+        with pytest.raises(BadValue, match=r"^model\.compile=True: no C\+\+ compiler is installed: install g\+\+ or "):
             fit(tmp_path / "asked", True, max_steps=2)
 
 

@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from scratchlm.model.gpt import GPT
-from scratchlm.training.optimizers import (
-    adamw,
-    is_finite,
-    learning_rate_at,
-    parameter_groups,
-    scale_gradients,
-    set_rates,
-)
+from scratchlm.training.optimizers import adamw, learning_rate_at, parameter_groups, scale_gradients, set_rates
+from scratchlm.training.sharding import is_finite
 
 
 def rates(n, **settings):

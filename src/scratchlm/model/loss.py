@@ -117,7 +117,8 @@ def _sweep(
         # One buffer lives through all chunks: a fresh one would have the kernel zero its pages every time.
         logits_buffer = torch.empty(min(chunk_tokens, len(targets_N)), len(head_VD), dtype=dtype, device=device)
         nats_N = torch.empty(len(targets_N), dtype=_wide(dtype), device=device)
-        scored_N1, targets_N1 = (targets_N != IGNORED)[:, None], targets_N.clamp(min=0)[:, None]
+        scored_N1 = (targets_N != IGNORED)[:, None]
+        targets_N1 = targets_N[:, None].masked_fill(~scored_N1, 0)
         for start in range(0, len(targets_N), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             hidden_CD, scored_C1 = hidden_ND[chunk], scored_N1[chunk]

@@ -50,7 +50,7 @@ class Compilation(Callback):
                 self._note(chosen)
             asked = bool(chosen)
         elif asked and (missing := missing_compiler(task.device.type)):
-            raise BadValue(f"model.compile={asked}: {missing}. Install it, or leave model.compile out.")
+            raise BadValue(f"model.compile={asked}: {missing}, or leave model.compile out.")
         if not asked:
             return
         task.gpt.compile_blocks()
@@ -100,7 +100,7 @@ class Compilation(Callback):
 
 
 def missing_compiler(device_type: str) -> str | None:
-    """What torch.compile lacks on this machine to make kernels for a device; None where it lacks nothing."""
+    """What torch.compile lacks on this machine to make kernels for a device, and the cure; None: nothing."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # imports torch's compiler: a second or two
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton
@@ -108,8 +108,8 @@ def missing_compiler(device_type: str) -> str | None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        return "no C++ compiler is installed (g++ or clang++)"
-    return "triton is not installed" if device_type == "cuda" and not has_triton() else None
+        return "no C++ compiler is installed: install g++ or clang++"
+    return "triton is not installed: pip install triton" if device_type == "cuda" and not has_triton() else None
 
 
 def _learn_once(task: NextTokenTask, trainer: Trainer) -> None:

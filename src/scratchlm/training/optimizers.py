@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from scratchlm.training.sharding import whole
-
 _FUSED_DEVICES = ("cpu", "cuda", "mps")  # where torch has a fused AdamW: torch/utils/_foreach_utils.py, 2.13
 
 
@@ -95,11 +93,3 @@ def scale_gradients(optimizer: Optimizer, norm: torch.Tensor, most: float) -> No
     """
     optimizer.grad_scale = (norm / most).clamp(min=1.0)  # type: ignore[attr-defined]
     optimizer.found_inf = torch.zeros_like(norm)  # type: ignore[attr-defined]  # the step is never left out
-
-
-def is_finite(gpt: nn.Module, optimizer: Optimizer) -> bool:
-    """Whether every weight and every number of the optimizer's state is finite; waits for the device."""
-    tensors = [*gpt.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
-    verdicts = [whole(torch.isfinite(tensor).all()) for tensor in tensors if isinstance(tensor, torch.Tensor)]
-    # The step counts of a fused AdamW may lie elsewhere than the weights.
-    return all(bool(torch.stack([v for v in verdicts if v.device == d]).all()) for d in {v.device for v in verdicts})

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -40,6 +41,14 @@ def shard(gpt: GPT, mesh: DeviceMesh) -> None:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of which each process holds a part, gathered; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_finite(gpt: nn.Module, optimizer: Optimizer) -> bool:
+    """Whether every weight and every number of the optimizer's state is finite; waits for the device."""
+    tensors = [*gpt.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
+    verdicts = [whole(torch.isfinite(tensor).all()) for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    # The step counts of a fused AdamW may lie elsewhere than the weights.
+    return all(bool(torch.stack([v for v in verdicts if v.device == d]).all()) for d in {v.device for v in verdicts})
 
 
 class ShardedStrategy(ModelParallelStrategy):

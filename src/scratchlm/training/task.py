@@ -17,8 +17,8 @@ from scratchlm.model.loss import mean_nats, nats_of_each
 from scratchlm.text.tokenizer import Tokenizer, from_json
 from scratchlm.training.loggers import log_metrics
 from scratchlm.training.metrics import Nats
-from scratchlm.training.optimizers import adamw, is_finite, learning_rate_at, scale_gradients, set_rates
-from scratchlm.training.sharding import ShardedStrategy, shard, whole
+from scratchlm.training.optimizers import adamw, learning_rate_at, scale_gradients, set_rates
+from scratchlm.training.sharding import ShardedStrategy, is_finite, shard, whole
 
 Batch = dict[str, Any]
 
