@@ -206,9 +206,12 @@ def test_a_command_that_fails_shows_the_end_of_its_log(tmp_path: Path, module: M
         tree.measure([sys.executable, "-c", "print('no luck'); raise SystemExit(3)"], os.environ, tmp_path / "log.txt")
 
 
+UNCOMPILED = ["--set", "model.compile", "false"]  # compiling takes longer than all the rest
+
+
 def test_a_fit_takes_turns_with_a_peer_of_the_same_size(tmp_path: Path) -> None:
     words = ["--shape", "tiny", "--contestants", "scratchlm", "plain-eager", "--rounds", "2", "--steps", "3"]
-    printed, measured = run(tmp_path, None, "train", *words)
+    printed, measured = run(tmp_path, None, "train", *words, *UNCOMPILED)
     (race,) = measured["races"]
     assert set(race["contestants"]) == {"scratchlm", "plain-eager"}
     for name, found in race["contestants"].items():
@@ -268,7 +271,7 @@ def test_contestants_that_do_not_fit_into_memory_beside_each_other_are_refused(t
 
 def test_a_fit_takes_turns_with_a_bare_loop_and_its_pauses_do_not_count(tmp_path: Path) -> None:
     words = ["--shape", "tiny", "--rounds", "2", "--steps", "5", "--set", "trainer.val_check_interval", "5"]
-    printed, measured = run(tmp_path, None, "loop", *words)
+    printed, measured = run(tmp_path, None, "loop", *words, *UNCOMPILED)
     assert {name: len(turns) for name, turns in measured["runs"].items()} == {"fit": 2, "bare": 2}
     for turn in measured["runs"]["fit"]:
         assert turn["seconds"] > turn["paused"] > 0

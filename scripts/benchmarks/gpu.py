@@ -47,7 +47,8 @@ def gpu(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     if not given.dry_run:
         n = torch.cuda.get_device_properties(0).total_memory * _SEQUENCES_A_BYTE
         shape = shape._replace(sequences=1 << max(0, int(n).bit_length() - 1))
-    given.sequences, given.set, given.threads = shape.sequences, [], None
+    given.sequences, given.threads = shape.sequences, None
+    given.set = [("model.compile", "false")] if given.dry_run else []  # it takes longer than all the rest of it
     sections: dict[str, Callable[..., tuple[list[str], Any]]] = {
         "Device": _device,
         "Speed": _speed,
@@ -142,12 +143,8 @@ def _attention(shape: Shape, device: Any) -> dict[str, Any]:
 
 def _speed(name: str, shape: Shape, given: argparse.Namespace, work: Path) -> tuple[list[str], Any]:
     """`bench.py train` against the peers that are here."""
-    import inspect
-
-    from scratchlm.training.task import NextTokenTask
-
     peers = [] if given.dry_run else [peer for peer in PEERS if has_peer(peer, given)]
-    ours = [OURS, *([f"{OURS}-eager"] if "compile" in inspect.signature(NextTokenTask).parameters else [])]
+    ours = [OURS] if given.dry_run else [OURS, f"{OURS}-eager"]
     theirs = [f"{peer}-{mode}" for peer in peers for mode in ("eager", "compiled")] or ["plain-eager"]
     asked = {"shape": [name], "precision": ["bf16"], "contestants": [*ours, *theirs], "against": None}
     asked |= {"rounds": 2 if given.dry_run else 5, "steps": 3 if given.dry_run else None, "round_seconds": 2.0}
@@ -171,7 +168,7 @@ def _memory(name: str, shape: Shape, given: argparse.Namespace, work: Path) -> t
         folder.mkdir()
         python, environment = environment_of(OURS, given)
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
-        command = fit_command(shape, "bf16", given.device, folder, keys)
+        command = fit_command(shape, "bf16", given.device, folder, [*keys, *given.set])
         contestant = Contestant(OURS, [python, *command], environment, folder / "log.txt")
         try:
             facts = contestant.answer()
