@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scratchlm.errors import BadValue, BrokenState
 from scratchlm.training import compilation
 from scratchlm.training.compilation import Compilation
 from scratchlm.training.loggers import read_metrics
+from scratchlm.training.task import NextTokenTask
 
 
 def fit(folder: Path, compile: Any, choices: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -57,6 +59,21 @@ def test_auto_leaves_a_short_run_as_it_is_and_says_by_what_it_judged(
 ) -> None:
     assert fit(tmp_path, "auto", max_steps=2) == {"compile": False}
     assert "not compiled: about 20 s where torch's cache does not have it, to save about 0 of" in capfd.readouterr().err
+
+
+def test_auto_judges_by_a_micro_batch_that_is_not_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loss, seen = NextTokenTask.loss, []
+
+    def slow_at_first(self: NextTokenTask, batch: Any) -> torch.Tensor:
+        time.sleep(0 if seen else 2)
+        seen.append(batch)
+        return loss(self, batch)
+
+    monkeypatch.setattr(NextTokenTask, "loss", slow_at_first)
+    fit(tmp_path, "auto", max_steps=2)
+    assert "to save about 0 of 0 s" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("cheap")

@@ -75,10 +75,11 @@ class Compilation(Callback):
             say(f"compiled in {time.monotonic() - start:.1f} s")
 
     def _choose(self, trainer: Trainer, task: NextTokenTask) -> bool:
-        """Times one micro-batch as it is, and weighs what would be saved until the end against the cost."""
+        """Times a micro-batch as it is, and weighs what would be saved until the end against the cost."""
         kind = task.device.type
         if kind not in _COST_SECONDS or task.is_sharded:
             return False
+        _learn_once(task, trainer)  # the first takes several times as long: kernels are chosen, memory is first touched
         start = time.monotonic()
         _learn_once(task, trainer)
         seconds = time.monotonic() - start
