@@ -126,20 +126,21 @@ def wait_for(device: torch.device) -> None:
 
 @cache
 def _measured(device: torch.device, dtype: torch.dtype, n_threads: int) -> float:
-    """Operations a second of the best of a few square matrix products, larger and larger while there is time."""
+    """Operations a second of the best of some square matrix products: larger ones, then more, while there is time."""
     best, size = 0.0, 512
     largest = 4096 if device.type == "cpu" else 8192
     end = time.monotonic() + _MEASURING_SECONDS
-    while True:
+    seconds = 0.0
+    while size <= largest and time.monotonic() + 8 * seconds * (1 + 2 * _PRODUCTS_IN_A_ROW) <= end:
         # Not drawn: that would take longer than the products, or move the generators that training draws from.
         factor = torch.linspace(-1, 1, size * size, device=device).to(dtype).view(size, size)
         _seconds_a_product(factor, 1)  # the first one allocates and compiles
         seconds = min(_seconds_a_product(factor, _PRODUCTS_IN_A_ROW) for _ in range(2))
         best = max(best, 2 * size**3 / seconds)
         size *= 2
-        next_seconds = 8 * seconds * (1 + 2 * _PRODUCTS_IN_A_ROW)
-        if size > largest or time.monotonic() + next_seconds > end:
-            return best
+    while time.monotonic() + _PRODUCTS_IN_A_ROW * seconds <= end:  # another process may have had the cores a while
+        best = max(best, 2 * len(factor) ** 3 / _seconds_a_product(factor, _PRODUCTS_IN_A_ROW))
+    return best
 
 
 def _seconds_a_product(factor: torch.Tensor, n_products: int) -> float:
