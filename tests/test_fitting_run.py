@@ -11,35 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.test_cli import TINY, write_text
 
 from scratchlm.model.checkpoint import read
 from scratchlm.training.loggers import read_metrics
 
 Command = Callable[..., None]
 
-AUTO = [
-    "--data.sources={text: input.txt}",
-    "--data.folder=bins",
-    "--data.vocab_size=300",
-    "--data.split=tail",
-    "--data.val_fraction=0.1",
-    "--data.context_length=16",
-    "--data.micro_batch_size=auto",
-    "--data.global_batch_size=2",
-    "--model.gpt.d_model=16",
-    "--model.gpt.n_layers=1",
-    "--model.gpt.n_heads=2",
-    "--model.gpt.d_ff=32",
-    "--model.sample_tokens=4",
-    "--trainer.accelerator=cpu",
-    "--trainer.default_root_dir=run",
-]
-TEXT = "the cat sat on a mat and saw one red bird fly over two green hills while rain fell"
-
-
-def write_text(path: Path) -> None:
-    words = TEXT.split()
-    path.write_text(" ".join(words[(i * i + i // 7) % len(words)] for i in range(3000)), encoding="utf-8")
+AUTO = [*TINY, "--data.micro_batch_size=auto", "--data.global_batch_size=2", "--trainer.accelerator=cpu"]
 
 
 def choices(folder: Path) -> dict[str, Any]:
