@@ -17,6 +17,7 @@ FIGURES = {
     "rate": "452,310 tokens/s",
     "mfu": "MFU 54.1%",
     "memory": "18.3 GB",
+    "wait": "data wait 1%",
     "left": "2:13:05 left",
 }
 
@@ -54,13 +55,15 @@ def test_on_a_terminal_a_bar_with_the_figures_is_no_wider_than_it(tiny, tmp_path
     for part in (r"^100%\|█+\| 30/30  ", r"loss \d\.\d{4}", r"[\d,]+ tokens/s", r"MFU [\d.]+%", r"took 0:00:\d\d$"):
         assert re.search(part, last.rstrip()), part
     assert any(re.search(r"\d:\d\d:\d\d left$", bar.rstrip()) for bar in bars)
-    assert (" GB" in last) == (columns == 120)
+    assert (" GB  data wait " in last) == (columns == 120)
     assert any(line.startswith("validation:") for line in lines)
     assert any(line.startswith("step 30  val/loss") for line in lines)
 
 
 def test_a_narrow_terminal_goes_without_the_lesser_figures():
-    assert fitted(FIGURES, 200) == "1,250/6,866  loss 3.8123  452,310 tokens/s  MFU 54.1%  18.3 GB  2:13:05 left"
+    all_but_wait = "1,250/6,866  loss 3.8123  452,310 tokens/s  MFU 54.1%  18.3 GB  2:13:05 left"
+    assert fitted(FIGURES, 200) == all_but_wait.replace("GB", "GB  data wait 1%")
+    assert fitted(FIGURES, 78) == all_but_wait
     assert fitted(FIGURES, 68) == "1,250/6,866  loss 3.8123  452,310 tokens/s  MFU 54.1%  2:13:05 left"
     assert fitted(FIGURES, 60) == "1,250/6,866  loss 3.8123  452,310 tokens/s  2:13:05 left"
     assert fitted(FIGURES, 28) == "loss 3.8123  2:13:05 left"
@@ -74,7 +77,7 @@ def test_without_a_terminal_there_is_a_plain_line_each_log_interval(tiny, tmp_pa
     trainer.fit(tiny.tiny_task(), tiny.TinyData())
     said = capsys.readouterr().err
     lines = [line for line in said.splitlines() if "tokens/s" in line]
-    shape = r"step \d/5  loss \d\.\d{4}  [\d,]+ tokens/s  MFU [\d.]+%  [\d.]+ GB  \d:\d\d:\d\d left"
+    shape = r"step \d/5  loss \d\.\d{4}  [\d,]+ tokens/s  MFU [\d.]+%  [\d.]+ GB  data wait \d+%  \d:\d\d:\d\d left"
     assert all(re.fullmatch(shape, line) for line in lines), lines
     assert [line.split()[1] for line in lines] == ["2/5", "4/5", "5/5"]
     assert "step 5  val/loss" in said

@@ -15,13 +15,14 @@ from scratchlm.training.throughput import Throughput
 _SCORES = ("val/loss", "val/perplexity", "val/bits_per_byte")
 _DRAWN_SECONDS = 0.5  # from one drawing of the bar to the next; chosen, not tuned
 _BAR_COLUMNS = 12  # that the percentage and the narrowest bar take
-_LEAST_FIRST = ("memory", "mfu", "step", "rate", "loss")  # what a narrow terminal goes without
+_LEAST_FIRST = ("wait", "memory", "mfu", "step", "rate", "loss")  # what a narrow terminal goes without
 
 
 class Progress(ProgressBar):
-    """A bar with loss, speed, memory and time left; plain lines at each log interval where stderr is no terminal.
+    """A bar with loss, speed, memory, waiting for data and time left; plain lines where stderr is no terminal.
 
-    Speed and time left go by the last minute or so, memory is the most so far; metrics.jsonl has each interval's own.
+    Speed and time left go by the last minute or so, memory is the most so far, waiting for data that of the last
+    interval of logging; metrics.jsonl has each interval's own.
     """
 
     def __init__(self, throughput: Throughput | None = None) -> None:
@@ -88,6 +89,8 @@ class Progress(ProgressBar):
             shown["mfu"] = f"MFU {meter.mfu:.1%}"
         if meter.most_memory_bytes:
             shown["memory"] = f"{meter.most_memory_bytes / 1e9:.3g} GB"
+        if meter.data_wait_fraction is not None:
+            shown["wait"] = f"data wait {meter.data_wait_fraction:.0%}"
         left = meter.seconds_left(step)
         if self._took is not None:
             shown["left"] = f"took {_clock(self._took)}"

@@ -25,6 +25,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         """Starts with nothing measured."""
         self.most_memory_bytes = 0  # that a step that logged has seen so far
+        self.data_wait_fraction: float | None = None  # of the time between the last two steps that logged
         self._pace = Pace()
         self._is_on = False
         self._paused_seconds = self._wait_seconds = 0.0
@@ -160,6 +161,7 @@ class Throughput(Callback):
         self._logged, self._wait_seconds = (step, now), 0.0
         if not steps:
             return {name: value for name, value in largest.items() if name != "data_wait_fraction"}
+        self.data_wait_fraction = largest["data_wait_fraction"]
         return largest | {
             "tokens_per_second": steps * self._tokens_per_step / seconds,
             "mfu": steps * self._flops_per_step / seconds / self._peak_flops,
