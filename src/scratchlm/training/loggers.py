@@ -1,5 +1,6 @@
 """Where metrics go: metrics.jsonl, which is the truth, and Weights & Biases, which mirrors it."""
 
+import math
 import netrc
 import os
 import sys
@@ -31,9 +32,10 @@ def say(text: str) -> None:
 
 
 def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Hands metrics of the step just made to every logger."""
+    """Hands metrics of the step just made to every logger; what is no finite number is left out: JSON has none."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step)
+        logger.log_metrics(finite, step=trainer.global_step)
 
 
 class MetricsLogger(Logger):
@@ -89,7 +91,7 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
     """The metrics of a run as one line a step, in the order of steps.
 
     A resumed attempt writes some steps a second time: what an earlier attempt wrote at its first step or after is left
-    out, for those weights are gone.
+    out, for those weights are gone. It may begin with the validation of the step it was resumed from: that step stays.
 
     Args:
         run_folder: The folder with metrics.jsonl; without that file there are no lines.
@@ -103,7 +105,8 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
     for line in lines:
         if line["attempt"] != attempt:
             attempt = line["attempt"]
-            by_step = {step: merged for step, merged in by_step.items() if step < line["step"]}
+            first = line["step"] if "train/loss" in line or "train/learning_rate" in line else line["step"] + 1
+            by_step = {step: merged for step, merged in by_step.items() if step < first}
         by_step.setdefault(line["step"], {}).update(line)
     return [by_step[step] for step in sorted(by_step)]
 

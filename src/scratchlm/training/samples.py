@@ -39,11 +39,8 @@ class Samples(Callback):
         rows = list(zip(self._prompts, completions, strict=True))
         for prompt, completion in rows:
             self._journal.append({"step": step, "tokens": tokens, "prompt": prompt, "completion": completion})
+        self._journal.close()
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 columns = ["step", "tokens", "prompt", "completion"]
                 logger.log_rows("samples/completions", columns, [[step, tokens, *row] for row in rows], step)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the file."""
-        self._journal.close()
