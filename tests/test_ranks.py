@@ -337,6 +337,15 @@ def test_whatever_ends_one_process_is_said_once_and_ends_them_all(
 
 
 @pytest.mark.slow
+def test_a_loss_that_is_infinite_in_one_process_has_all_leave_the_step_out(runs: Path) -> None:
+    fault = {"class_path": "tests.rank_witness.Fault", "init_args": {"rank": 1, "step": 3, "kind": "infinite loss"}}
+    statuses, said = by_launcher(runs, words("infinite", f"--trainer.callbacks={json.dumps([fault])}"))
+    assert statuses == [0], said
+    counted = {line["step"]: line.get("train/skipped_steps") for line in read_metrics(runs / "infinite")}
+    assert counted == {step: None if step < 3 else 1 for step in range(1, STEPS + 1)}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [by_launcher, by_torchrun, by_srun])
 def test_prepare_that_fails_in_the_first_process_ends_them_all(
     runs: Path, how: Callable[[Path, list[str]], tuple[list[int], str]]

@@ -1,11 +1,14 @@
 """Told to stop, a run saves at the next boundary of steps and goes on to the same bit: real signals."""
 
+import fcntl
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -119,6 +122,30 @@ def test_a_second_ctrl_c_stops_at_once(tiny: Any, tmp_path: Path) -> None:
         assert time.monotonic() - start < 5
     assert "stopped at once; --ckpt_path last goes on from the last checkpoint" in rest
     assert "Traceback" not in rest
+
+
+def test_a_terminal_that_is_closed_stops_and_saves(tiny: Any, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, tiny.__file__, str(tmp_path), "--step-seconds", "0.2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    while not read_metrics(tmp_path):
+        assert select.select([ours], [], [], 60)[0]
+        os.read(ours, 10_000)
+    os.close(ours)
+    assert process.wait(timeout=30) == 128 + signal.SIGHUP
+    checkpoint = newest_whole(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == read_metrics(tmp_path)[-1]["step"] < 14
 
 
 def test_slurms_signal_has_the_job_queued_again(

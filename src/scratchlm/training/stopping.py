@@ -20,8 +20,9 @@ from scratchlm.training.events import Events
 from scratchlm.training.loggers import say
 from scratchlm.training.task import task_of
 
-# SIGUSR1 is what SLURM sends ahead of the end of a job that asks for it: sbatch --signal=USR1@120.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# SIGHUP comes when a terminal is closed or its line is cut; SIGUSR1 is what SLURM sends ahead of the end of a job that
+# asks for it: sbatch --signal=USR1@120.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(SystemExit):
@@ -39,7 +40,7 @@ class Stopped(SystemExit):
 
 
 class Stopping(Callback):
-    """SIGTERM, SIGINT and SIGUSR1 set a flag; at the next boundary of optimizer steps the run is saved and ends.
+    """SIGTERM, SIGINT, SIGHUP and SIGUSR1 set a flag; at the next boundary of optimizer steps all is saved.
 
     Before the first batch there is nothing to save, and the process ends at once; a second Ctrl-C ends it at once
     whenever it comes. Amid a validation the state is that of a boundary: it is saved there, and the validation is made
@@ -62,7 +63,8 @@ class Stopping(Callback):
         if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
             self._end_children = lambda: launcher.kill(signal.SIGKILL)
         for number in _SIGNALS:
-            signal.signal(number, self._tell)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, self._tell)
         if trainer.received_sigterm:
             raise Stopped(signal.SIGTERM)
         if trainer.world_size > 1:
@@ -106,6 +108,9 @@ class Stopping(Callback):
             self._end_children()
             os._exit(128 + number)
         self._told = number
+        if number == signal.SIGHUP:  # what is said from now on would fail
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         if not self._is_training:
             raise Stopped(number)
         name = signal.Signals(number).name
