@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from crashing.phases import Phase, Place
 
+import scratchlm.run  # so that no fork has to
 from scratchlm.cli import main
 
 _LOOK_SECONDS = 0.0005  # between two looks at where the training stands; chosen, not tuned
@@ -69,7 +70,9 @@ class Attempt:
         if self._has_ended_well():
             return False
         assert self.run
-        self.half_written = sum(path.stat().st_size for path in self.run.glob("checkpoints/.*.partial-*"))
+        self.half_written = sum(
+            path.stat().st_size for path in self.run.glob(f"checkpoints/.*.partial-{self._process.pid}")
+        )
         return True
 
     def wait(self) -> None:
@@ -92,26 +95,14 @@ class Attempt:
         return status == 0
 
 
-def n_threads() -> int:
-    """Threads of this process; only the one that forks goes on in the fork."""
-    tasks = Path("/proc/self/task")
-    return len(list(tasks.iterdir())) if tasks.exists() else 1
-
-
-def environment(path: Sequence[Path]) -> Mapping[str, str]:
-    """That of a command started anew, which finds its modules in these folders."""
-    folders = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-
-
 def _run(words: list[str], work: Path, log: Path, anew: bool) -> None:
     os.chdir(work)
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if anew:
-        root = Path(__file__).parents[2]
-        ours = environment([root / "scripts", root / "src"])
-        os.execve(sys.executable, [sys.executable, "-m", "scratchlm", *words], ours)
+        folders = [str(Path(__file__).parents[1]), str(Path(scratchlm.__file__).parents[1])]
+        paths = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.execve(sys.executable, [sys.executable, "-m", "scratchlm", *words], os.environ | {"PYTHONPATH": paths})
     sys.argv = ["scratchlm", *words]
     main()

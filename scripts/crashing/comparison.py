@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-
 from crashing.phases import SEEN_FILE
+
 from scratchlm.files.journal import read_journal
 from scratchlm.training.checkpoints import step_checkpoints
 from scratchlm.training.loggers import METRICS_FILE, read_metrics
