@@ -1,4 +1,4 @@
-"""Trainings killed at random moments are the undisturbed ones, to the bit; and the instrument that says so can say no."""
+"""Trainings killed at random moments are the undisturbed ones to the bit, and the instrument can tell when not."""
 
 import importlib
 import inspect
