@@ -132,8 +132,8 @@ class CrashTest:
         if aim == Phase.START:
             return 1
         every = {Phase.STEP: 1, Phase.VALIDATION: VALIDATE_EVERY, Phase.SAVE: SAVE_EVERY}[aim]
-        most = max(1.0, 2 * (STEPS - done) / left / every)
-        return 1 + int(self.random.random() * most)
+        reached = (STEPS - done) / every * min(1.0, 2 / left)
+        return 1 + int(self.random.random() * max(1.0, reached))
 
 
 def crash(given: argparse.Namespace, work: Path, import_seconds: float) -> bool:
