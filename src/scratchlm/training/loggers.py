@@ -243,7 +243,8 @@ class WandbRun(WandbLogger):
         if mode == "online":
             say(f"W&B: {run.url}")
         else:
-            whole = ": alone, for it holds the run from its first step" if self.resumed_step else ""
+            goes_on = self.resumed_step and (self.folder / METRICS_FILE).exists()
+            whole = ": alone, for it holds the run from its first step" if goes_on else ""
             say(f"W&B: offline; upload with `wandb sync {Path(run.dir).parent}`{whole}")
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens", step_sync=True)

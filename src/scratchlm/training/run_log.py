@@ -49,7 +49,7 @@ def one_line_a_step(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_samples(run_folder: str | Path) -> list[dict[str, Any]]:
-    """The samples of a run in the order of steps: `step`, `tokens`, `prompt` and `completion`; none without the file."""
+    """The samples of a run in the order of steps, each with `step`, `tokens`, `prompt` and `completion`."""
     return without_lost_samples(read_journal(Path(run_folder) / SAMPLES_FILE))
 
 
@@ -114,7 +114,8 @@ def _paired(
     """
     if len(started) == len(logged):
         return list(zip(started, logged, strict=True))
-    pairs, waiting = [], list(started)
+    pairs: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
+    waiting = list(started)
     for lines in logged:
         before: list[list[dict[str, Any]]] = []
         while waiting and waiting[0][0]["time"] <= lines[0]["time"]:
@@ -139,4 +140,4 @@ def _attempt(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> Attem
 
 
 def _seconds(entries: list[dict[str, Any]]) -> float:
-    return sum(max(0.0, later["time"] - earlier["time"]) for earlier, later in pairwise(entries))
+    return sum(max(0.0, float(later["time"] - earlier["time"])) for earlier, later in pairwise(entries))
