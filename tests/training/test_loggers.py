@@ -1,46 +1,16 @@
 import json
-import os
-import struct
-from pathlib import Path
 
 import pytest
 import wandb
-from wandb.proto import wandb_internal_pb2
+from tests.wandb_files import history, key_of, no_account, records
 
-from scratchlm.training.loggers import MetricsLogger, WandbRun, read_metrics, wandb_mode
+from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
+from scratchlm.training.run_log import read_metrics
 
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith("WANDB"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-
-
-def records(path: Path):
-    """The records of a .wandb file: a header of 7 bytes, then LevelDB's log format."""
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    position, parts = 7, b""
-    while position + 7 <= len(content):
-        left = 32_768 - position % 32_768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        position += 7
-        parts += content[position : position + length]
-        position += length
-        if kind in (1, 4):  # whole, or the last of several parts
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            yield record
-            parts = b""
-
-
-def key_of(item) -> str:
-    return item.key or "/".join(item.nested_key)
+    no_account(monkeypatch, tmp_path)
 
 
 def test_a_line_holds_attempt_step_tokens_and_metrics(tmp_path):
@@ -115,26 +85,25 @@ def test_a_training_leaves_an_offline_run_with_axis_sections_loss_tables_and_con
     configuration = [item for r in found for item in (*r.run.config.update, *r.config.update)]
     assert ("data", {"folder": "data/tiny"}) in [(key_of(i), json.loads(i.value_json)) for i in configuration]
 
-    history = [{key_of(i): json.loads(i.value_json) for i in r.history.item} for r in found if r.HasField("history")]
-    # A table is a file, and its facts in the history lie one level deeper: samples/completions -> path.
+    rows = history(folder)
     truth = read_metrics(tmp_path)
-    losses = {line["tokens"]: line["train/loss"] for line in history if "train/loss" in line}
+    losses = {line["tokens"]: line["train/loss"] for line in rows if "train/loss" in line}
     assert losses == {line["tokens"]: line["train/loss"] for line in truth}
-    scores = {line["tokens"]: line["val_per_source/tales/loss"] for line in history if "val/loss" in line}
+    scores = {line["tokens"]: line["val_per_source/tales/loss"] for line in rows if "val/loss" in line}
     assert scores == {line["tokens"]: line["val/tales/loss"] for line in truth if "val/loss" in line}
-    sections = {name.split("/")[0] for line in history for name in line if "/" in name}
+    sections = {name.split("/")[0] for line in rows for name in line if "/" in name}
     assert sections == {"train", "val", "val_per_source", "throughput", "samples", "corpus"}
     figures = {"tokens_per_second", "mfu", "data_wait_fraction", "memory_bytes", "seconds_left"}
     for name in (f"throughput/{figure}" for figure in figures):
-        shown = {line["tokens"]: line[name] for line in history if name in line}
+        shown = {line["tokens"]: line[name] for line in rows if name in line}
         assert shown == {line["tokens"]: line[name] for line in truth if name in line}
         assert len(shown) == (6 if name == "throughput/memory_bytes" else 5)  # the first step has no rates
-    tables = [line for line in history if "samples/completions/path" in line]
+    tables = [line for line in rows if "samples/completions/path" in line]
     assert [line["tokens"] for line in tables] == [5 * 128, 6 * 128]
     table = json.loads((folder / "files" / tables[-1]["samples/completions/path"]).read_text())
     assert table["columns"] == ["step", "tokens", "prompt", "completion"]
     assert table["data"][0][:3] == [6, 768, ""]
-    (card,) = [line["corpus/card/path"] for line in history if "corpus/card/path" in line]
+    (card,) = [line["corpus/card/path"] for line in rows if "corpus/card/path" in line]
     table = json.loads((folder / "files" / card).read_text())
     assert table["columns"] == ["name", "uri", "tokens", "share"]
     assert table["data"][0] == ["tales", "tales.txt", "{'train': 3000}", 0.6]

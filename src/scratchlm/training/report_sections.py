@@ -72,7 +72,7 @@ CONTROLS = """<h2>Curves</h2>
 <div class=controls>
 <label>x: <select id=axis><option value=steps>steps</option><option value=tokens>tokens</option></select></label>
 <label><input type=checkbox id=log> logarithmic y (losses, gradient norm)</label>
-<span class="key quiet"><svg viewBox="0 0 14 14"><path class=resume d="M7,0V14" stroke-width=2 /></svg>attempt begins</span>
+<span class="key quiet"><svg viewBox="0 0 14 14"><path class=resume d="M7,0V14"/></svg>attempt begins</span>
 <span class="key quiet"><svg viewBox="0 0 14 14"><path class=skipped d="M2,11H12L7,2Z"/></svg>skipped</span>
 <span class="key quiet"><svg viewBox="0 0 14 14"><path class=spike d="M2,3H12L7,12Z"/></svg>spike</span>
 </div>
