@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.wandb_files import history
 
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 OPENINGS = ["Once", "One day", "Long ago", "In the spring", "That night"]
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn"]
@@ -59,7 +60,7 @@ def command(folder: Path, *words: str) -> list[str]:
 
 
 def start(folder: Path, cwd: Path, *words: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"WANDB_MODE": "disabled"}
+    environment = os.environ | {"WANDB_MODE": "offline" if folder.name == "killed" else "disabled"}
     return subprocess.Popen(command(folder, *words), cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
 
 
@@ -112,6 +113,26 @@ def test_samples_are_kept_for_each_validation(journey: Path) -> None:
     rows = [json.loads(line) for line in (journey / "whole" / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} == {20, 40, 60}
     assert all(set(row) == {"step", "tokens", "prompt", "completion"} for row in rows)
+
+
+def test_the_newest_offline_run_of_wandb_holds_each_step_once_after_two_kills(journey: Path) -> None:
+    folders = sorted((journey / "killed" / "wandb").glob("offline-run-*"))
+    assert len(folders) == 3
+    rows, truth = history(folders[-1]), read_metrics(journey / "killed")
+    for name in ("train/loss", "train/gradient_norm", "throughput/mfu", "val/loss"):
+        logged = [(row["tokens"], row[name]) for row in rows if name in row]
+        assert logged == [(line["tokens"], line[name]) for line in truth if name in line]
+    assert [row["tokens"] for row in rows if "samples/completions/path" in row] == [20 * 256, 40 * 256, 60 * 256]
+
+
+def test_the_report_tells_of_each_attempt(journey: Path) -> None:
+    words = ["report", "--run=killed", "--output=page.html"]
+    assert subprocess.check_output([sys.executable, "-m", "scratchlm", *words], cwd=journey, text=True) == "page.html\n"
+    page = (journey / "page.html").read_text(encoding="utf-8")
+    drawn = json.loads(page.split('id="run">')[1].split("</script>")[0])
+    assert [mark["attempt"] for mark in drawn["resumes"]] == [2, 3]
+    assert [len(series["steps"]) for series in drawn["charts"][0]["series"]] == [60, 3]
+    assert "<td>stories.txt</td>" in page
 
 
 def test_the_last_checkpoint_alone_tells_a_story(journey: Path, tmp_path: Path) -> None:

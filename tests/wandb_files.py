@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 
@@ -47,5 +48,6 @@ def key_of(item: Any) -> str:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """What an offline run has logged, in order."""
+    wandb.teardown()  # its own process writes the end of the file some 20 ms after the run, and this waits for it
     found = records(next(folder.glob("*.wandb")))
     return [{key_of(i): json.loads(i.value_json) for i in r.history.item} for r in found if r.HasField("history")]

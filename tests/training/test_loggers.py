@@ -4,7 +4,8 @@ import pytest
 import wandb
 from tests.wandb_files import history, key_of, no_account, records
 
-from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
+from scratchlm.files.journal import Journal
+from scratchlm.training.loggers import MetricsLogger, WandbRun, since_last_upload, wandb_mode
 from scratchlm.training.run_log import read_metrics
 
 
@@ -107,6 +108,41 @@ def test_a_training_leaves_an_offline_run_with_axis_sections_loss_tables_and_con
     table = json.loads((folder / "files" / card).read_text())
     assert table["columns"] == ["name", "uri", "tokens", "share"]
     assert table["data"][0] == ["tales", "tales.txt", "{'train': 3000}", 0.6]
+
+
+def test_the_first_line_of_a_resumed_attempt_gives_up_all_steps_after_the_one_resumed_from(tmp_path):
+    first = MetricsLogger(tmp_path, 10, resumed_step=0)
+    for step in range(1, 7):
+        first.log_metrics({"train/loss": 1.0}, step)
+    first.finalize("failed")
+    second = MetricsLogger(tmp_path, 10, resumed_step=3)
+    for step in (5, 10):  # as it logs more seldom now, it has nothing to say of step 4
+        second.log_metrics({"train/loss": 2.0}, step)
+    second.finalize("success")
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 1.0),
+        (5, 2.0),
+        (10, 2.0),
+    ]
+
+
+def test_a_resume_online_sends_again_what_may_have_been_on_its_way(tmp_path):
+    metrics = Journal(tmp_path / "metrics.jsonl")
+    for step in range(1, 11):  # a minute a step
+        metrics.append({"attempt": 1, "step": step, "tokens": 10 * step, "time": 60.0 * step, "train/loss": step / 10})
+    metrics.close()
+    run = WandbRun(tmp_path, "again", 10, "offline", {})
+    run.replay(last_step=8, since=since_last_upload(tmp_path))
+    run.finalize("success")
+    [folder] = (tmp_path / "wandb").glob("offline-run-*-again")
+    assert [(row["tokens"], row["train/loss"]) for row in history(folder)] == [(10 * s, s / 10) for s in (5, 6, 7, 8)]
+
+
+def test_where_nobody_knows_the_home_folder_there_is_no_key(monkeypatch):
+    monkeypatch.setenv("NETRC", "~nobody-of-that-name/.netrc")
+    assert wandb_mode() == "offline"
 
 
 def test_online_without_a_key_goes_offline_and_prompts_for_nothing(tmp_path, capsys):

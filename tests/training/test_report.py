@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +33,7 @@ def train_loss(step: int) -> float:
 def write_run(folder: Path, steps: int = 300) -> Path:
     """A run of three attempts: killed at step 120, on from 100 with another rate, stopped by SIGTERM at 180, finished.
 
-    Steps 110 (given up later) and 130 were skipped, at 210 was a spike, and in the second attempt the clock was set
+    Steps 115 (given up later) and 135 were skipped, at 210 was a spike, and in the second attempt the clock was set
     back by a day.
     """
     metrics, events, samples = (Journal(folder / f"{name}.jsonl") for name in ("metrics", "events", "samples"))
@@ -49,7 +48,7 @@ def write_run(folder: Path, steps: int = 300) -> Path:
         for step in range(first, last + 1):
             clock += 0.5 if not (attempt == 2 and step == 150) else -86_400
             marks = {"attempt": attempt, "step": step, "tokens": step * TOKENS_PER_STEP, "time": clock}
-            if step in (110, 130):
+            if (attempt, step) in ((1, 115), (2, 135)):
                 events.append({"kind": "skipped", "step": step, "time": clock, "sequences": sequences})
                 metrics.append(marks | {"train/loss": None, "train/gradient_norm": math.nan})
                 continue
@@ -96,6 +95,13 @@ def report_page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield opened
 
 
+@pytest.fixture(scope="module")
+def shown_page(report_page: Page, run: Path) -> Page:
+    """Shown once for all tests that only look at it."""
+    report_page.show(run / "report.html")
+    return report_page
+
+
 def is_blank(png: bytes) -> bool:
     position, pixels = 8, b""
     while position < len(png):
@@ -127,57 +133,53 @@ def test_the_page_shows_the_run_in_a_browser(report_page: Page, run: Path, schem
     assert report_page.run(f"({counts})('.spike')") == [1] * len(charts)
 
 
-def test_the_mouse_reads_values_off_the_curves(report_page: Page, run: Path) -> None:
-    report_page.show(run / "report.html")
-    x, y, width = report_page.run(
+def test_the_mouse_reads_values_off_the_curves(shown_page: Page) -> None:
+    x, y, width = shown_page.run(
         "(({x, y, width}) => [x, y, width])(document.querySelector('.chart > div > svg').getBoundingClientRect())"
     )
-    assert report_page.run("document.querySelector('.tooltip').hidden")
-    report_page.point_at(x + 54 + (width - 54 - 14) * 200 / 300, y + 100)
-    text = report_page.run("document.querySelector('.tooltip').innerText")
+    assert shown_page.run("document.querySelector('.tooltip').hidden")
+    shown_page.point_at(x + 54 + (width - 54 - 14) * 200 / 300, y + 100)
+    text = shown_page.run("document.querySelector('.tooltip').innerText")
     assert f"step 200 · {200 * TOKENS_PER_STEP / 1e6:.1f}M tokens" in text
     assert f"train {float(f'{train_loss(200):.6g}')}" in text
-    report_page.point_at(x + 54 + (width - 54 - 14) * 100 / 300, y + 100)
-    text = report_page.run("document.querySelector('.tooltip').innerText")
+    shown_page.point_at(x + 54 + (width - 54 - 14) * 100 / 300, y + 100)
+    text = shown_page.run("document.querySelector('.tooltip').innerText")
     assert "attempt 2, from step 100: model.learning_rate 0.0018 → 0.0009" in text
 
 
-def test_the_axes_can_be_changed(report_page: Page, run: Path) -> None:
-    report_page.show(run / "report.html")
+def test_the_axes_can_be_changed(shown_page: Page) -> None:
     texts = "[...document.querySelectorAll('.chart.wide svg text')].map(text => text.textContent)"
-    before = report_page.run(texts)
+    before = shown_page.run(texts)
     assert "300" in before
-    report_page.run("axis.value = 'tokens', axis.dispatchEvent(new Event('change'))")
-    assert "150M" in report_page.run(texts)
+    shown_page.run("axis.value = 'tokens', axis.dispatchEvent(new Event('change'))")
+    assert "140M" in shown_page.run(texts)
     heights = "[...document.querySelectorAll('.chart.wide .grid')].map(line => line.getAttribute('y1'))"
-    linear = report_page.run(heights)
-    report_page.run("log.click()")
-    assert report_page.run(heights) != linear
+    linear = shown_page.run(heights)
+    shown_page.run("log.click()")
+    assert shown_page.run(heights) != linear
 
 
-def test_no_text_of_the_run_becomes_a_part_of_the_page(report_page: Page, run: Path) -> None:
-    report_page.show(run / "report.html")
+def test_no_text_of_the_run_becomes_a_part_of_the_page(shown_page: Page) -> None:
     shown = "[...document.querySelectorAll('#samples td')].filter(cell => cell.textContent === said).length"
-    assert report_page.run(f"(said => {shown})({json.dumps(HOSTILE)})") == 30
-    assert HOSTILE in report_page.run("document.querySelector('#samples tbody tr:last-child th').textContent")
-    assert HOSTILE in report_page.run("[...document.querySelectorAll('.legend')].map(l => l.textContent).join()")
-    assert report_page.run("document.body.textContent.split('window.canary').length") > 100
-    assert report_page.run("document.images.length") == 0
-    assert report_page.run("window.canary === undefined")
-    assert report_page.complaints == []
+    assert shown_page.run(f"(said => {shown})({json.dumps(HOSTILE)})") == 30
+    assert HOSTILE in shown_page.run("document.querySelector('#samples tbody tr:last-child th').textContent")
+    assert HOSTILE in shown_page.run("[...document.querySelectorAll('.legend')].map(l => l.textContent).join()")
+    assert shown_page.run("document.body.textContent.split('window.canary').length") > 100
+    assert shown_page.run("document.images.length") == 0
+    assert shown_page.run("window.canary === undefined")
+    assert shown_page.complaints == []
 
 
-def test_thirty_validations_of_four_prompts_stay_side_by_side(report_page: Page, run: Path) -> None:
-    report_page.show(run / "report.html")
-    rows = report_page.run("[...document.querySelectorAll('#samples tr')].map(row => row.children.length)")
+def test_thirty_validations_of_four_prompts_stay_side_by_side(shown_page: Page) -> None:
+    rows = shown_page.run("[...document.querySelectorAll('#samples tr')].map(row => row.children.length)")
     assert rows == [31] * 5
     box = "document.querySelector('#samples').parentElement"
-    assert report_page.run(f"{box}.scrollWidth > 5 * {box}.clientWidth")
+    assert shown_page.run(f"{box}.scrollWidth > 5 * {box}.clientWidth")
     # The newest is in sight, and so is the prompt.
     assert (
-        report_page.run("document.querySelector('#samples tr:last-child td:last-child').getBoundingClientRect().x") > 0
+        shown_page.run("document.querySelector('#samples tr:last-child td:last-child').getBoundingClientRect().x") > 0
     )
-    assert report_page.run("document.querySelector('#samples tr:last-child th').getBoundingClientRect().x") > 0
+    assert shown_page.run("document.querySelector('#samples tr:last-child th').getBoundingClientRect().x") > 0
 
 
 def test_an_empty_run_is_a_page_without_an_error(report_page: Page, tmp_path: Path) -> None:
@@ -206,9 +208,9 @@ def test_the_page_tells_attempts_events_corpus_and_environment(run: Path) -> Non
         f"2.12.0 → {environment()['torch']}",
     ):
         assert said in shown, said
-    assert "step 110" not in shown.split("<h2>Skipped")[1]  # that step was done anew
-    # 119.5 s, 79 steps of half a second but for the one that the clock was set back in, and 60 s
-    assert "<dd>2 min 39 s</dd>" in shown
+    assert "step 115" not in shown  # that step was done anew
+    # 120, 80 and 120 steps of half a second, but for the one in which the clock was set back
+    assert "<dd>2 min 40 s</dd>" in shown
 
 
 def test_a_run_that_goes_on_is_not_called_finished(tmp_path: Path) -> None:
@@ -296,12 +298,10 @@ def test_a_thinned_curve_keeps_its_ends_and_every_peak() -> None:
 def test_a_long_run_is_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
     names = ("train/loss", "train/gradient_norm", "throughput/mfu")
     with (tmp_path / "metrics.jsonl").open("w") as file:
-        for step in range(1, 100_001):
+        for step in range(1, 20_001):
             figures = dict.fromkeys(names, 1 / step)
             file.write(json.dumps({"attempt": 1, "step": step, "tokens": step, "time": step} | figures) + "\n")
-    began = time.monotonic()
-    assert len(page(tmp_path)) < 400_000
-    assert time.monotonic() - began < 30
+    assert len(page(tmp_path)) < 300_000
 
 
 def test_environment_names_versions_and_machine_but_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

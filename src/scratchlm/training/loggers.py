@@ -210,9 +210,7 @@ class WandbRun(WandbLogger):
     def _catch_up(self, is_offline: bool) -> None:
         """Offline, this process has a folder of its own: all of the run. Online, what a killed process had not sent."""
         try:
-            lines = read_metrics(self.folder)
-            since = 0.0 if is_offline or not lines else lines[-1]["time"] - _UPLOAD_SECONDS
-            self.replay(self.resumed_step, since)
+            self.replay(self.resumed_step, 0.0 if is_offline else since_last_upload(self.folder))
         except Exception as error:
             self._give_up(error)
 
@@ -255,6 +253,12 @@ class WandbRun(WandbLogger):
 
         say(f"W&B: {_first_line(error)}. Going on without it; {METRICS_FILE} has every number.")
         self._experiment = wandb.init(mode="disabled")
+
+
+def since_last_upload(run_folder: str | Path) -> float:
+    """From when on W&B may lack lines of a process that was killed; seconds as `time.time` counts."""
+    lines = read_journal(Path(run_folder) / METRICS_FILE)
+    return lines[-1]["time"] - _UPLOAD_SECONDS if lines else 0.0
 
 
 def _section(name: str) -> str:

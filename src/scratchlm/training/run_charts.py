@@ -39,8 +39,7 @@ def charts(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         `name`, `steps` and `values`. Values that are no finite numbers are left out.
     """
     names = dict.fromkeys(name for line in lines for name in line)
-    by_source = {name: name.split("/")[1] for name in names if name.startswith("val/") and name.endswith("/loss")}
-    by_source.pop("val/loss", None)
+    by_source = {name: name[4:-5] for name in names if name.startswith("val/") and name[4:].endswith("/loss")}
     plan = [*_CHARTS[:1], ("Validation loss by source", "nats a token", by_source, True, 1.0), *_CHARTS[1:]]
     known = {name for _, _, series, _, _ in plan for name in series}
     others = [
