@@ -1,10 +1,16 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import wandb
 from tests.wandb_files import history, key_of, no_account, records
 
 from scratchlm.files.journal import Journal
+from scratchlm.training.checkpoints import FOLDER, newest_whole
 from scratchlm.training.loggers import MetricsLogger, WandbRun, since_last_upload, wandb_mode
 from scratchlm.training.run_log import read_metrics
 
@@ -126,6 +132,41 @@ def test_the_first_line_of_a_resumed_attempt_gives_up_all_steps_after_the_one_re
         (5, 2.0),
         (10, 2.0),
     ]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from scratchlm.training.checkpoints import FOLDER, newest_whole
+from scratchlm.training.loggers import MetricsLogger, WandbRun
+
+sys.path.insert(0, sys.argv[2])
+from tiny_run import TinyData, Kill, tiny_task, tiny_trainer
+
+folder = Path(sys.argv[1])
+loggers = [MetricsLogger(folder, 128, 0), WandbRun(folder, "kill9", 128, "offline", {})]
+trainer = tiny_trainer(folder, logger=loggers, callbacks=[Kill("batch", 20)])
+trainer.fit(tiny_task(), TinyData())
+"""
+
+
+def test_the_newest_offline_run_holds_each_step_once_after_a_kill(tiny, tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(tiny.__file__).parent)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
+    assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL  # after step 10
+    checkpoint = newest_whole(tmp_path / FOLDER)
+    loggers = [MetricsLogger(tmp_path, 128, 8), WandbRun(tmp_path, "kill9", 128, "offline", {}, resumed_step=8)]
+    trainer = tiny.tiny_trainer(tmp_path, logger=loggers)
+    trainer.fit(tiny.tiny_task(), tiny.TinyData(), ckpt_path=checkpoint)
+
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*-kill9"))
+    rows, truth = history(folders[-1]), read_metrics(tmp_path)
+    assert [line["attempt"] for line in truth] == [1] * 8 + [2] * 6
+    assert len(folders) == 2
+    for name in ("train/loss", "train/gradient_norm", "throughput/mfu", "val/loss"):
+        logged = [(row["tokens"], row[name]) for row in rows if name in row]
+        assert logged == [(line["tokens"], line[name]) for line in truth if name in line]
+    assert [row["tokens"] // 128 for row in rows if "samples/completions/path" in row] == [5, 10, 14]
 
 
 def test_a_resume_online_sends_again_what_may_have_been_on_its_way(tmp_path):
