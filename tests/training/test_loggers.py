@@ -12,7 +12,7 @@ from tests.wandb_files import history, key_of, no_account, records
 from scratchlm.files.journal import Journal
 from scratchlm.training.checkpoints import FOLDER, newest_whole
 from scratchlm.training.loggers import MetricsLogger, WandbRun, since_last_upload, wandb_mode
-from scratchlm.training.run_log import read_metrics
+from scratchlm.training.run_log import read_metrics, read_samples
 
 
 @pytest.fixture(autouse=True)
@@ -203,3 +203,11 @@ def test_a_folder_that_wandb_cannot_write_stops_no_training(tiny, tmp_path, caps
     assert len(read_metrics(tmp_path)) == 2
     assert "Going on without it; metrics.jsonl has every number." in capsys.readouterr().err
     assert wandb.run is None
+
+
+def test_samples_that_were_drawn_before_a_run_went_back_are_left_out(tmp_path):
+    samples = Journal(tmp_path / "samples.jsonl")
+    for step, completion in ((10, "a"), (20, "b"), (30, "c"), (15, "d"), (25, "e")):
+        samples.append({"step": step, "tokens": 0, "prompt": "", "completion": completion})
+    samples.close()
+    assert [row["completion"] for row in read_samples(tmp_path)] == ["a", "d", "e"]

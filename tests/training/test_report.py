@@ -140,7 +140,7 @@ def test_the_mouse_reads_values_off_the_curves(shown_page: Page) -> None:
     assert shown_page.run("document.querySelector('.tooltip').hidden")
     shown_page.point_at(x + 54 + (width - 54 - 14) * 200 / 300, y + 100)
     text = shown_page.run("document.querySelector('.tooltip').innerText")
-    assert f"step 200 · {200 * TOKENS_PER_STEP / 1e6:.1f}M tokens" in text
+    assert f"step 200 · {200 * TOKENS_PER_STEP / 1e6:.3f}M tokens" in text
     assert f"train {float(f'{train_loss(200):.6g}')}" in text
     shown_page.point_at(x + 54 + (width - 54 - 14) * 100 / 300, y + 100)
     text = shown_page.run("document.querySelector('.tooltip').innerText")

@@ -61,9 +61,9 @@ def _curve(lines: Sequence[dict[str, Any]], metric: str, factor: float) -> tuple
         value = line.get(metric)
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             steps.append(line["step"])
-            values.append(float(f"{value * factor:.7g}"))
+            values.append(value)
     kept = thinned(values, _MOST_POINTS)
-    return [steps[i] for i in kept], [values[i] for i in kept]
+    return [steps[i] for i in kept], [float(f"{values[i] * factor:.7g}") for i in kept]
 
 
 def thinned(values: Sequence[float], most: int) -> Sequence[int]:

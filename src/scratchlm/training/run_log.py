@@ -44,7 +44,8 @@ def one_line_a_step(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             attempt = line["attempt"]
             kept = line.get("resumed_step", line["step"] - 1)
             by_step = {step: merged for step, merged in by_step.items() if step <= kept}
-        by_step.setdefault(line["step"], {}).update(line)
+        earlier = by_step.get(line["step"])
+        by_step[line["step"]] = earlier | line if earlier else line
     return [by_step[step] for step in sorted(by_step)]
 
 
