@@ -60,7 +60,8 @@ def command(folder: Path, *words: str) -> list[str]:
 
 def start(folder: Path, cwd: Path, *words: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"WANDB_MODE": "disabled"}
-    return subprocess.Popen(command(folder, *words), cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
+    arguments = command(folder, *words)
+    return subprocess.Popen(arguments, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def stop_after_step(process: subprocess.Popen[bytes], run: Path, step: int, by: signal.Signals) -> int:
@@ -69,7 +70,10 @@ def stop_after_step(process: subprocess.Popen[bytes], run: Path, step: int, by: 
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(by)
+    if by == signal.SIGKILL:
+        process.kill()
+    else:  # to all its processes, as a terminal's Ctrl-C and a scheduler's SIGTERM come
+        os.killpg(process.pid, by)
     return process.wait()
 
 
@@ -88,7 +92,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     statuses = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
     for name, (first, second) in ends.items():
         run = folder / name
-        assert stop_after_step(start(run, folder), run, 12, first) == statuses[first]
+        assert stop_after_step(start(run, folder, "--data.num_workers=2"), run, 12, first) == statuses[first]
         assert stop_after_step(start(run, folder, "--ckpt_path=last"), run, 33, second) == statuses[second]
         assert start(run, folder, "--ckpt_path=last").wait() == 0
     return folder
@@ -99,6 +103,11 @@ def test_a_run_goes_on_to_the_same_bit_however_it_was_stopped(journey: Path, nam
     assert len(curve(journey / "whole")) == 60 * 2 + 3
     assert curve(journey / name) == curve(journey / "whole")
     assert {line["attempt"] for line in read_metrics(journey / name)} == {1, 2, 3}
+
+
+def test_a_run_told_to_stop_makes_no_step_twice(journey: Path) -> None:
+    lines = [json.loads(line) for line in (journey / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 61))
 
 
 def test_the_model_learns(journey: Path) -> None:

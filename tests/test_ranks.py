@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,21 @@ def test_a_mistake_in_one_process_is_one_line_and_ends_them_all(runs: Path) -> N
     assert curve(runs / "mistake") == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_either_process_saves_and_ends_both_within_15_seconds(runs: Path, rank: int) -> None:
+    fault = {"class_path": "tests.rank_witness.Fault", "init_args": {"rank": rank, "step": 3, "kind": "SIGTERM"}}
+    run = f"told-{rank}"
+    words_and_fault = words(run, f"--trainer.callbacks={json.dumps([fault])}", "--trainer.log_every_n_steps=1000")
+    statuses, said = by_launcher(runs, words_and_fault)
+    told = time.time()
+    assert statuses == [143]
+    assert said.count("stopped by SIGTERM, saved after step 2; --ckpt_path last goes on with the run") == 1, said
+    assert "Traceback" not in said
+    checkpoint = runs / run / "checkpoints" / "step-00000002.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    assert told - checkpoint.stat().st_mtime < 15
+
+
 def test_ranks_that_do_not_divide_the_batch_are_refused_in_one_line_before_anything_is_written(runs: Path) -> None:
     before = set(runs.iterdir())
     statuses, said = by_srun(runs, words("uneven", "--data.global_batch_size=10", "--data.folder=none"))
@@ -295,8 +311,9 @@ def test_a_task_count_without_tasks_per_node_is_refused(monkeypatch: pytest.Monk
         ("bug", 0, "KeyError: 'made by the test'"),
         ("bug", 1, "KeyError: 'made by the test'"),
         ("SIGKILL", 1, "another process of this run has ended or cannot be reached"),
-        ("SIGTERM", 0, "stopped after step 1"),
-        ("SIGTERM", 1, "stopped after step 1"),
+        ("SIGTERM", 0, "stopped by SIGTERM, saved after step 1"),
+        ("SIGTERM", 1, "stopped by SIGTERM, saved after step 1"),
+        ("SIGUSR1", 1, "stopped by SIGUSR1, saved after step 1"),
     ],
 )
 def test_whatever_ends_one_process_is_said_once_and_ends_them_all(
@@ -311,12 +328,21 @@ def test_whatever_ends_one_process_is_said_once_and_ends_them_all(
     run = request.node.name
     statuses, said = how(runs, words(run, f"--trainer.callbacks={json.dumps([fault])}"))
     assert said.count(line) == 1, said
-    expected = {"mistake": 2, "bug": 1, "SIGKILL": 2, "SIGTERM": 143}[kind]
+    expected = {"mistake": 2, "bug": 1, "SIGKILL": 2, "SIGTERM": 143, "SIGUSR1": 138}[kind]
     if how is by_torchrun:
         assert statuses == [1]  # its own, and its own report
     else:
         assert set(statuses) - {-9, 1} == {expected} - {1}, said
         assert said.count("Traceback") == (kind == "bug")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_infinite_in_one_process_has_all_leave_the_step_out(runs: Path) -> None:
+    fault = {"class_path": "tests.rank_witness.Fault", "init_args": {"rank": 1, "step": 3, "kind": "infinite loss"}}
+    statuses, said = by_launcher(runs, words("infinite", f"--trainer.callbacks={json.dumps([fault])}"))
+    assert statuses == [0], said
+    counted = {line["step"]: line.get("train/skipped_steps") for line in read_metrics(runs / "infinite")}
+    assert counted == {step: None if step < 3 else 1 for step in range(1, STEPS + 1)}
 
 
 @pytest.mark.slow

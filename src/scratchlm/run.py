@@ -31,7 +31,7 @@ from scratchlm.files.whole import write_text
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.probe import choose
 from scratchlm.process import keep_freed_memory
-from scratchlm.ranks import Ranks, StopTogether
+from scratchlm.ranks import Ranks
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_memory import choose_micro_batch_size, memory_advice, vocab_size
 from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
@@ -41,6 +41,7 @@ from scratchlm.training.divergence import DivergenceGuard
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
 from scratchlm.training.progress import Progress
 from scratchlm.training.samples import Samples
+from scratchlm.training.stopping import Stopped, Stopping
 from scratchlm.training.summary import Summary
 from scratchlm.training.task import NextTokenTask
 from scratchlm.training.throughput import Throughput
@@ -182,7 +183,7 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
             compilation = Compilation(self.choices, self._record_choices)
-            callbacks += [Summary(), compilation, Samples(), DivergenceGuard(), StopTogether()]
+            callbacks = [Stopping(), *callbacks, Summary(), compilation, Samples(), DivergenceGuard()]
         kwargs |= self.ranks.trainer_settings(self.config[self.subcommand].trainer)
         kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
@@ -221,11 +222,13 @@ class RunCLI(LightningCLI):
         with memory_advice(self.config[subcommand]):
             try:
                 super()._run_subcommand(subcommand)
+            except Stopped as stop:
+                saved = f"saved after step {self.trainer.global_step:,}; " if stop.saved else ""
+                _say(f"stopped by {stop.signal.name}, {saved}--ckpt_path last goes on with the run")
+                raise
             except SystemExit as stop:  # how Lightning 2.6 ends at SIGTERM and Ctrl-C, with status 0 and 1
                 if not self.trainer.interrupted:
                     raise
-                if subcommand == "fit":
-                    _say(f"stopped after step {self.trainer.global_step:,}; --ckpt_path last goes on with the run")
                 raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
 
     def predict(self, **kwargs: Any) -> None:

@@ -39,7 +39,8 @@ def write_run(folder: Path, steps: int = 300) -> Path:
     metrics, events, samples = (Journal(folder / f"{name}.jsonl") for name in ("metrics", "events", "samples"))
     changed = {"model.learning_rate": [0.0018, 0.0009]}
     facts = {**environment(), "torch": "2.12.0"}
-    sequences = [{"sequence": 7, "documents": [{"source": "tales", "id": "tale-12", "text": HOSTILE}]}]
+    documents = [{"source": "tales", "document": 1200 + i, "hash": "00ff", "tokens": 40} for i in range(9)]
+    sequences = [{"sequence": number, "at": 33 * number, "documents": documents} for number in range(70, 90)]
     for attempt, (first, last) in enumerate([(1, 120), (101, 180), (181, steps)], 1):
         clock = BEGAN + attempt * 1000
         checkpoint = f"step-{first - 1:08d}.ckpt" if first > 1 else None
@@ -63,7 +64,7 @@ def write_run(folder: Path, steps: int = 300) -> Path:
                     completion = HOSTILE if prompt == HOSTILE else f" there was a {prompt.lower()} at step {step}. " * 5
                     samples.append({"step": step, "tokens": 0, "prompt": prompt, "completion": completion})
             if step == 210:
-                worst = [{"sequence": 9, "loss": 11.5, "documents": sequences[0]["documents"], "text": "the the the"}]
+                worst = [sequences[0] | {"loss": 11.5, "text": HOSTILE}]
                 events.append({"kind": "spike", "step": step, "time": clock, "loss": 9.5, "usual": 3.1, "worst": worst})
         if attempt == 2:
             events.append({"kind": "stop", "step": last, "time": clock, "signal": "SIGTERM", "saved": True})
@@ -200,8 +201,10 @@ def test_the_page_tells_attempts_events_corpus_and_environment(run: Path) -> Non
         "no end recorded: killed, failed, or still at work",
         "stopped by SIGTERM at step 180",
         "step-00000100.ckpt",
-        "id: tale-12",
-        "loss: 9.5; usual: 3.1",
+        "77: tales 1200, tales 1201, tales 1202, tales 1203, tales 1204, tales 1205 and 3 more",
+        "and 12 more sequences in events.jsonl",
+        "spike at step 210: 9.5 (usual: 3.1)",
+        "70, loss 11.5: tales 1200",
         "<td>1,234,567</td>",
         "<td>98.7%</td>",
         "17 too short",

@@ -12,6 +12,8 @@ from typing import IO
 from scratchlm.errors import BrokenState
 from scratchlm.files.whole import told_if_unwritable
 
+_held: set[IO[bytes]] = set()
+
 
 @contextmanager
 def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
@@ -35,7 +37,21 @@ def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
         with told_if_unwritable(Path(folder) / name):
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: it would hold the lock on after its parent was killed."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _opened(path: Path) -> IO[bytes]:

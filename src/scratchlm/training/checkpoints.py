@@ -103,9 +103,10 @@ class Checkpoints(Checkpoint):
         """Saves the step before this batch: later than its own end, so that a validation due at that step is done."""
         is_boundary = batch_idx % trainer.accumulate_grad_batches == 0
         if is_boundary and trainer.global_step % self.every_steps == 0 and trainer.global_step != self._saved_step:
-            task_of(pl_module).require_finite()  # waits for the device, whose work is not to count as saving
+            if task_of(pl_module).skipped_last_step:  # by ruined weights perhaps, which are not to oust good ones
+                return
             start = time.monotonic()
-            self._save_step(trainer, pl_module)
+            self.save_now(trainer, pl_module)
             self.saving_seconds += time.monotonic() - start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,7 +124,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last step."""
-        self._save_step(trainer, pl_module)
+        self.save_now(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation loss, so that a resumed run goes on from it."""
@@ -133,7 +134,12 @@ class Checkpoints(Checkpoint):
         """Takes the best validation loss from a checkpoint."""
         self.best = state_dict["best"]
 
-    def _save_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the step just made, unless it is saved already; only at a boundary of optimizer steps.
+
+        Raises:
+            BrokenState: It cannot be written, or holds a number that is not finite.
+        """
         step = trainer.global_step
         if step == self._saved_step:
             return
@@ -143,7 +149,7 @@ class Checkpoints(Checkpoint):
             self._prune(step)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, path: Path) -> None:
-        task_of(pl_module).require_finite_state()
+        task_of(pl_module).require_finite()
         if not getattr(trainer, "fast_dev_run", False):  # a rehearsal leaves nothing behind
             trainer.save_checkpoint(path, weights_only=False)
 

@@ -1,5 +1,6 @@
 """Where metrics go: metrics.jsonl, which is the truth, and Weights & Biases, which mirrors it."""
 
+import math
 import netrc
 import os
 import sys
@@ -33,9 +34,10 @@ def say(text: str) -> None:
 
 
 def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Hands metrics of the step just made to every logger."""
+    """Hands metrics of the step just made to every logger; what is no finite number is left out: JSON has none."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step)
+        logger.log_metrics(finite, step=trainer.global_step)
 
 
 class MetricsLogger(Logger):

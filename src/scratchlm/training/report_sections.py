@@ -12,6 +12,7 @@ from scratchlm.errors import MissingFile, UserError
 from scratchlm.training.run_log import SAMPLES_FILE, Attempt
 
 _SHOWN_VALIDATIONS = 100  # whose samples stand side by side; of more, some are left out (chosen, not tuned)
+_SHOWN_SEQUENCES, _SHOWN_DOCUMENTS, _SHOWN_CHARACTERS = 8, 6, 300  # of one event; chosen, not tuned
 SHOWN_EVENTS = 200  # steps left out and spikes in the table and on the curves (chosen, not tuned)
 
 
@@ -139,12 +140,37 @@ def events_table(events: Sequence[dict[str, Any]]) -> str:
     """Steps left out and spikes, with their documents."""
     rows = []
     for event in events[:SHOWN_EVENTS]:
-        facts = {key: value for key, value in event.items() if key not in ("kind", "step", "time")}
-        what = "not finite, step skipped" if event["kind"] == "skipped" else "loss spike"
-        rows.append([f"{event['step']:,}", what, _words(facts)])
+        is_skipped = event["kind"] == "skipped"
+        what = "not finite, step skipped" if is_skipped else event_mark(event)["label"]
+        sequences = event.get("sequences" if is_skipped else "worst")
+        rows.append([f"{event['step']:,}", what, _sequences(sequences if isinstance(sequences, list) else [])])
     left_out = f"<p class=quiet>The first {len(rows):,} of {len(events):,}.</p>" if len(events) > len(rows) else ""
-    table = _table(("step", "what", "documents"), rows, "None.", wide=2)
+    table = _table(("step", "what", "sequences and their documents"), rows, "None.", wide=2)
     return f"<h2>Skipped steps and spikes</h2>{left_out}{table}"
+
+
+def _sequences(entries: list[Any]) -> str:
+    """One line a sequence."""
+    lines = []
+    for entry in entries[:_SHOWN_SEQUENCES]:
+        documents = _inner(entry, "documents")
+        named = [_document(document) for document in documents] if isinstance(documents, list) else []
+        more = f" and {len(named) - _SHOWN_DOCUMENTS:,} more" if len(named) > _SHOWN_DOCUMENTS else ""
+        loss, text = _inner(entry, "loss"), _inner(entry, "text")
+        lines.append(
+            f"{_words(_inner(entry, 'sequence'))}{f', loss {_words(loss)}' if loss is not None else ''}: "
+            f"{', '.join(named[:_SHOWN_DOCUMENTS])}{more}"
+        )
+        if isinstance(text, str):
+            lines.append(f"“{' '.join(text.split())[:_SHOWN_CHARACTERS]}”")
+    if len(entries) > _SHOWN_SEQUENCES:
+        lines.append(f"and {len(entries) - _SHOWN_SEQUENCES:,} more sequences in events.jsonl")
+    return "\n".join(lines)
+
+
+def _document(document: Any) -> str:
+    named = [_words(_inner(document, key)) for key in ("source", "document") if _inner(document, key) is not None]
+    return " ".join(named) or _words(document)
 
 
 def corpus_card(folder: Path, configuration: dict[str, Any]) -> str:

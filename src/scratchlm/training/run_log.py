@@ -42,11 +42,18 @@ def one_line_a_step(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for line in lines:
         if line["attempt"] != attempt:
             attempt = line["attempt"]
-            kept = line.get("resumed_step", line["step"] - 1)
+            kept = _steps_before(line)
             by_step = {step: merged for step, merged in by_step.items() if step <= kept}
         earlier = by_step.get(line["step"])
         by_step[line["step"]] = earlier | line if earlier else line
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _steps_before(first: dict[str, Any]) -> int:
+    """Steps done before an attempt, by its first line: that of a step, or of the validation due before it."""
+    is_of_a_step = "train/loss" in first or "train/learning_rate" in first
+    before: int = first.get("resumed_step", first["step"] - is_of_a_step)
+    return before
 
 
 def read_samples(run_folder: str | Path) -> list[dict[str, Any]]:
@@ -129,7 +136,7 @@ def _paired(
 def _attempt(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> Attempt:
     start = events[0] if events else None
     ends = [event for event in events if event["kind"] in ("stop", "end")]
-    first = start or {"step": lines[0].get("resumed_step", lines[0]["step"] - 1)}
+    first = start or {"step": _steps_before(lines[0])}
     return Attempt(
         number=lines[0]["attempt"] if lines else None,
         start=start,

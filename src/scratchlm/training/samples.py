@@ -38,10 +38,7 @@ class Samples(Callback):
         rows = list(zip(self._prompts, completions, strict=True))
         for prompt, completion in rows:
             self._journal.append({"step": step, "tokens": tokens, "prompt": prompt, "completion": completion})
+        self._journal.close()
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 logger.log_samples([[step, tokens, *row] for row in rows], step)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the file."""
-        self._journal.close()
