@@ -41,6 +41,9 @@ class Witness(Callback):
         self.file.write(json.dumps({"step": step, "rows": rows, "exchanges": self.n_exchanges}) + "\n")
         self.file.flush()
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        self.file.close()
+
 
 class Fault(Callback):
     """Makes one process fail in a step: by a mistake, a bug, an infinite loss, or a signal to itself."""
