@@ -23,6 +23,7 @@ WITHOUT_TORCH = [
     *(f"scratchlm.files.{path.stem}" for path in (SOURCE / "files").glob("[!_]*.py")),
     *(f"scratchlm.data.{name}" for name in ("bins", "mixture", "windows", "preparation")),
     "scratchlm.cli",
+    "scratchlm.training.report",
 ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 OPENINGS = ["Once", "One day", "Long ago", "In the spring", "That night"]
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn"]
@@ -121,6 +121,16 @@ def test_samples_are_kept_for_each_validation(journey: Path) -> None:
     rows = [json.loads(line) for line in (journey / "whole" / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} == {20, 40, 60}
     assert all(set(row) == {"step", "tokens", "prompt", "completion"} for row in rows)
+
+
+def test_the_report_tells_of_each_attempt(journey: Path) -> None:
+    words = ["report", "--run=killed", "--output=page.html"]
+    assert subprocess.check_output([sys.executable, "-m", "scratchlm", *words], cwd=journey, text=True) == "page.html\n"
+    page = (journey / "page.html").read_text(encoding="utf-8")
+    drawn = json.loads(page.split('id="run">')[1].split("</script>")[0])
+    assert [mark["attempt"] for mark in drawn["resumes"]] == [2, 3]
+    assert [len(series["steps"]) for series in drawn["charts"][0]["series"]] == [60, 3]
+    assert "<td>stories.txt</td>" in page
 
 
 def test_the_last_checkpoint_alone_tells_a_story(journey: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ VERBS = {
     "test": "score a checkpoint on test.bin",
     "predict": "complete a file of prompts, to JSONL",
     "generate": "text out of a checkpoint; nothing else is needed",
+    "report": "a run folder -> one HTML page: curves, samples, corpus, and what happened to the run",
     "corpus": "check that bins are as they were written; show what stands in them",
 }
 CORPUS_VERBS = {
@@ -38,6 +39,7 @@ CORPUS_VERBS = {
 }
 _FUNCTIONS = {
     "generate": "scratchlm.inference.completion:generate",
+    "report": "scratchlm.training.report:report",
     "corpus check": "scratchlm.data.inspection:check",
     "corpus show": "scratchlm.data.inspection:show",
 }

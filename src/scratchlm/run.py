@@ -317,12 +317,13 @@ class RunCLI(LightningCLI):
     def _loggers(self, asked: Any) -> list[Logger]:
         data, folder = self.datamodule, self.folder.path
         tokens_per_step = data.global_batch_size * data.context_length
-        loggers: list[Logger] = [MetricsLogger(folder, tokens_per_step)]
+        loggers: list[Logger] = [MetricsLogger(folder, tokens_per_step, self.steps_done)]
         if asked not in (None, True, False):
             return loggers + (asked if isinstance(asked, list) else [asked])
         mode = wandb_mode()
         if asked is not False and mode != "disabled" and self.steps_done < self._max_steps():
-            loggers.append(WandbRun(folder, self.choices["wandb_id"], tokens_per_step, mode, self.configuration))
+            run_id, done = self.choices["wandb_id"], self.steps_done
+            loggers.append(WandbRun(folder, run_id, tokens_per_step, mode, self.configuration, done))
         return loggers
 
     def _max_steps(self) -> Any:

@@ -1,8 +1,11 @@
 """Append-only lines of JSON, readable after a kill at any moment."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+import orjson
 
 from scratchlm.errors import BrokenState
 from scratchlm.files.whole import told_if_unwritable
@@ -50,16 +53,44 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         BrokenState: A line before the last is damaged, which no kill of a writer does.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    entries = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            raise BrokenState(f"{path}: line {number:,} is damaged. Remove that line, or move the file away.") from None
+    entries, damaged = whole_lines(path)
+    if damaged:
+        raise BrokenState(f"{path}: line {damaged[0]:,} is damaged. Remove that line, or move the file away.")
     return entries
+
+
+def whole_lines(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """What can be read of a journal, for a reader that would rather show some of it than nothing.
+
+    Args:
+        path: The journal; without that file there are no lines.
+
+    Returns:
+        The whole lines, oldest first, and the numbers of those that are damaged, the unfinished last one left out.
+    """
+    entries: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    if not Path(path).exists():
+        return entries, damaged
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            entry = _parsed(line)
+            if isinstance(entry, dict):
+                entries.append(entry)
+            else:
+                damaged.append(number)
+    return entries, damaged
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)  # gives a million lines the same keys, not each its own
+    except ValueError:
+        with suppress(ValueError):
+            return json.loads(line)  # which knows NaN and Infinity
+    return None
 
 
 def _cut_broken_end(path: Path) -> None:

@@ -18,9 +18,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from scratchlm.files.journal import Journal, read_journal
+from scratchlm.training.run_log import MARKS, METRICS_FILE, read_metrics, read_samples
 
-METRICS_FILE = "metrics.jsonl"
-_MARKS = ("attempt", "step", "tokens", "time")  # keys of a line that are no metrics
+_UPLOAD_SECONDS = 300  # that W&B may lag behind a run when its process is killed (chosen, not tuned)
+
+_SAMPLE_COLUMNS = ("step", "tokens", "prompt", "completion")
 
 WandbMode = Literal["online", "offline", "disabled"]
 
@@ -41,16 +43,19 @@ def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
 class MetricsLogger(Logger):
     """Appends every metric to metrics.jsonl, marked with the attempt, the step, the tokens seen and the time."""
 
-    def __init__(self, folder: str | Path, tokens_per_step: int) -> None:
+    def __init__(self, folder: str | Path, tokens_per_step: int, resumed_step: int | None = None) -> None:
         """Remembers where the lines go; nothing is opened before the first.
 
         Args:
             folder: The run folder.
             tokens_per_step: Tokens that one optimizer step learns from, over all processes.
+            resumed_step: Steps done before this process, which its first line will say: what an earlier attempt wrote
+                of later steps is given up. None where the first line's own step is to tell.
         """
         super().__init__()
         self.folder = Path(folder)
         self.tokens_per_step = tokens_per_step
+        self._resumed_step = resumed_step
         self._journal = Journal(self.folder / METRICS_FILE)
         self._attempt: int | None = None
 
@@ -75,40 +80,20 @@ class MetricsLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends one line; it survives a kill of this process."""
-        if self._attempt is None:
-            self._attempt = 1 + max((line["attempt"] for line in read_journal(self._journal.path)), default=0)
         step = step or 0
-        marks = {"attempt": self._attempt, "step": step, "tokens": step * self.tokens_per_step, "time": time.time()}
+        marks: dict[str, Any] = {"attempt": self._attempt, "step": step, "tokens": step * self.tokens_per_step}
+        marks["time"] = time.time()
+        if self._attempt is None:
+            earlier = max((line["attempt"] for line in read_journal(self._journal.path)), default=0)
+            marks["attempt"] = self._attempt = 1 + earlier
+            if earlier and self._resumed_step is not None:
+                marks["resumed_step"] = self._resumed_step
         self._journal.append(marks | dict(metrics))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Closes the file; a later line opens it again, as the same attempt."""
         self._journal.close()
-
-
-def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
-    """The metrics of a run as one line a step, in the order of steps.
-
-    A resumed attempt writes some steps a second time: what an earlier attempt wrote at its first step or after is left
-    out, for those weights are gone. It may begin with the validation of the step it was resumed from: that step stays.
-
-    Args:
-        run_folder: The folder with metrics.jsonl; without that file there are no lines.
-
-    Returns:
-        Dictionaries with `step`, `tokens`, `time`, `attempt` and whatever was logged at that step.
-    """
-    lines = read_journal(Path(run_folder) / METRICS_FILE)
-    by_step: dict[int, dict[str, Any]] = {}
-    attempt = 0
-    for line in lines:
-        if line["attempt"] != attempt:
-            attempt = line["attempt"]
-            first = line["step"] if "train/loss" in line or "train/learning_rate" in line else line["step"] + 1
-            by_step = {step: merged for step, merged in by_step.items() if step < first}
-        by_step.setdefault(line["step"], {}).update(line)
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def wandb_mode() -> WandbMode:
@@ -128,7 +113,13 @@ class WandbRun(WandbLogger):
     """
 
     def __init__(
-        self, folder: str | Path, run_id: str, tokens_per_step: int, mode: WandbMode, configuration: dict[str, Any]
+        self,
+        folder: str | Path,
+        run_id: str,
+        tokens_per_step: int,
+        mode: WandbMode,
+        configuration: dict[str, Any],
+        resumed_step: int = 0,
     ) -> None:
         """Remembers the settings; the run is opened by the Trainer, on its first rank.
 
@@ -138,6 +129,8 @@ class WandbRun(WandbLogger):
             tokens_per_step: Tokens that one optimizer step learns from, over all processes.
             mode: As `wandb_mode` says.
             configuration: The resolved configuration, shown with the run.
+            resumed_step: Steps that the run has done before: what metrics.jsonl has of them and W&B may lack is
+                written again when the run is opened.
         """
         super().__init__(
             name=Path(folder).resolve().name,
@@ -147,7 +140,9 @@ class WandbRun(WandbLogger):
             mode=mode,
             config=configuration,
         )
+        self.folder = Path(folder)
         self.tokens_per_step = tokens_per_step
+        self.resumed_step = resumed_step
 
     @property
     @rank_zero_experiment
@@ -155,6 +150,8 @@ class WandbRun(WandbLogger):
         """The W&B run; a disabled one, which swallows everything, where none could be opened."""
         if self._experiment is None:
             self._experiment = self._open()
+            if self.resumed_step and not self._experiment.disabled:
+                self._catch_up(is_offline=self._experiment.offline)
         return self._experiment
 
     @rank_zero_only
@@ -179,6 +176,30 @@ class WandbRun(WandbLogger):
             self.log_metrics({key: table}, step)
 
     @rank_zero_only
+    def log_samples(self, rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Logs the samples of one validation: of each the step, the tokens, the prompt and the completion."""
+        self.log_rows("samples/completions", _SAMPLE_COLUMNS, rows, step)
+
+    @rank_zero_only
+    def replay(self, last_step: int, since: float = 0.0) -> None:
+        """Writes again what the run folder has.
+
+        Args:
+            last_step: Step to end with.
+            since: Time of the first line to write, in seconds as `time.time` counts.
+        """
+        lines = [line for line in read_metrics(self.folder) if line["step"] <= last_step and line["time"] >= since]
+        samples: dict[int, list[list[Any]]] = {line["step"]: [] for line in lines}
+        for row in read_samples(self.folder):
+            if row["step"] in samples:
+                samples[row["step"]].append([row[name] for name in _SAMPLE_COLUMNS])
+        for line in lines:
+            metrics = {name: value for name, value in line.items() if name not in MARKS and value is not None}
+            self.log_metrics(metrics | {"_timestamp": line["time"]}, line["step"])
+            if rows := samples[line["step"]]:
+                self.log_samples(rows, line["step"])
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Closes the run, so that W&B shows how it ended; logging again opens it again."""
         if self._experiment is not None:
@@ -187,6 +208,13 @@ class WandbRun(WandbLogger):
                 run.finish(exit_code=0 if status == "success" else 1)
             except Exception as error:
                 say(f"W&B: {_first_line(error)}")
+
+    def _catch_up(self, is_offline: bool) -> None:
+        """Offline, this process has a folder of its own: all of the run. Online, what a killed process had not sent."""
+        try:
+            self.replay(self.resumed_step, 0.0 if is_offline else since_last_upload(self.folder))
+        except Exception as error:
+            self._give_up(error)
 
     def _open(self) -> Any:
         mode = self._wandb_init["mode"]
@@ -212,7 +240,12 @@ class WandbRun(WandbLogger):
         settings = wandb.Settings(console="off", silent=True)  # the bar and the lines stay ours
         arguments = {key: value for key, value in self._wandb_init.items() if key not in ("mode", "anonymous")}
         run = wandb.init(**arguments, mode=mode, settings=settings)  # type: ignore[arg-type]
-        say(f"W&B: {run.url}" if mode == "online" else f"W&B: offline; upload with `wandb sync {Path(run.dir).parent}`")
+        if mode == "online":
+            say(f"W&B: {run.url}")
+        else:
+            goes_on = self.resumed_step and (self.folder / METRICS_FILE).exists()
+            whole = ": alone, for it holds the run from its first step" if goes_on else ""
+            say(f"W&B: offline; upload with `wandb sync {Path(run.dir).parent}`{whole}")
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens", step_sync=True)
         return run
@@ -222,6 +255,12 @@ class WandbRun(WandbLogger):
 
         say(f"W&B: {_first_line(error)}. Going on without it; {METRICS_FILE} has every number.")
         self._experiment = wandb.init(mode="disabled")
+
+
+def since_last_upload(run_folder: str | Path) -> float:
+    """From when on W&B may lack lines of a process that was killed; seconds as `time.time` counts."""
+    lines = read_journal(Path(run_folder) / METRICS_FILE)
+    return lines[-1]["time"] - _UPLOAD_SECONDS if lines else 0.0
 
 
 def _section(name: str) -> str:
@@ -236,9 +275,9 @@ def _first_line(error: Exception) -> str:
 def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
+        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: nobody knows where home is
         return False

@@ -7,9 +7,8 @@ from lightning.pytorch.callbacks import Callback
 
 from scratchlm.files.journal import Journal
 from scratchlm.training.loggers import WandbRun, say
+from scratchlm.training.run_log import SAMPLES_FILE
 from scratchlm.training.task import task_of
-
-SAMPLES_FILE = "samples.jsonl"
 
 
 class Samples(Callback):
@@ -42,5 +41,4 @@ class Samples(Callback):
         self._journal.close()
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
-                columns = ["step", "tokens", "prompt", "completion"]
-                logger.log_rows("samples/completions", columns, [[step, tokens, *row] for row in rows], step)
+                logger.log_samples([[step, tokens, *row] for row in rows], step)
