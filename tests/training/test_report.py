@@ -88,11 +88,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report_page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def report_page(run: Path) -> Iterator[Page]:
     if CHROMIUM is None:
         pytest.skip("needs a browser: apt-get install chromium")
     report(str(run))
-    with Page(tmp_path_factory.mktemp("browser")) as opened:
+    with Page() as opened:
         yield opened
 
 
