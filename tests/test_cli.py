@@ -86,7 +86,7 @@ def run_folder(trained: Path, tmp_path: Path) -> Path:
 def test_help_lists_the_verbs(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("--help")
     shown = capsys.readouterr().out
-    for verb in ("prepare", "fit", "validate", "test", "predict", "generate", "corpus"):
+    for verb in ("prepare", "fit", "validate", "test", "predict", "generate", "corpus", "trace"):
         assert f"  {verb} " in shown
     for words in (("corpus",), ("corpus", "--help")):
         command(*words)
@@ -121,7 +121,7 @@ def test_what_needs_no_network_answers_quickly_and_without_torch(words: list[str
 
 
 def test_an_unknown_verb_is_answered_with_the_nearest(refusal: Callable[..., str]) -> None:
-    assert "trian: no such verb. The verbs:" in refusal("trian")
+    assert "juggle: no such verb. The verbs:" in refusal("juggle")
     assert "Did you mean prepare?" in refusal("prepair")
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from scratchlm.data.tracing import ORDER_FILE
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, write_json
@@ -14,7 +15,7 @@ from scratchlm.training.checkpoints import newest_whole
 
 
 class RunFolder:
-    """config.yaml, choices.json, checkpoints/, metrics.jsonl, samples.jsonl and run.lock of one run."""
+    """config.yaml, order.json, choices.json, checkpoints/, metrics.jsonl, samples.jsonl and run.lock of one run."""
 
     def __init__(self, path: str | Path) -> None:
         """Names the folder; touches nothing.
@@ -94,6 +95,10 @@ class RunFolder:
     def write_choices(self, choices: dict[str, Any]) -> None:
         """Records what the machine chose, before it is used."""
         write_json(self.path / "choices.json", choices)
+
+    def write_order(self, order: dict[str, Any]) -> None:
+        """Records what decides which sequences a step sees, for those who look without opening a checkpoint."""
+        write_json(self.path / ORDER_FILE, order)
 
     def _move_aside(self) -> None:
         """Moves all but the lock, which this process holds, to the first free `<folder>.old-N`."""

@@ -217,8 +217,8 @@ def _tracer_of(run: Path) -> Tracer:
     folder = settings["folder"]
     if not is_prepared(folder):
         raise MissingFile(
-            f"data.folder={folder}: no {MANIFEST} there, so the bins of --run={run} are gone, or not where this command "
-            f"looks for them. Run it where the run was started, or make them again: scratchlm prepare -c {run}/config.yaml"
+            f"data.folder={folder}: no {MANIFEST} there, so the bins of --run={run} are gone. Go to where the "
+            f"run was started, or make them again: scratchlm prepare -c {run}/config.yaml"
         )
     manifest = read_manifest(folder)
     check_files(folder, manifest)

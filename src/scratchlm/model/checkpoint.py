@@ -188,7 +188,9 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     try:
         signature(GPT).bind(**known["gpt_settings"])
     except TypeError as error:
-        raise BrokenState(f"{path}: its model.gpt settings are no network's ({error}). Use another checkpoint.") from error
+        raise BrokenState(
+            f"{path}: its model.gpt settings are no network's ({error}). Use another checkpoint."
+        ) from error
     del ours["format_version"]
     weights = {name: tensor for name, tensor in content["state_dict"].items() if str(name).startswith(_PREFIX)}
     if wrong := [name for name, tensor in weights.items() if not isinstance(tensor, Tensor)]:
