@@ -46,43 +46,6 @@ def write_text(path: Path, n_words: int = 3000) -> None:
     path.write_text(" ".join(words[(i * i + i // 7) % len(words)] for i in range(n_words)), encoding="utf-8")
 
 
-@pytest.fixture
-def refusal(command: Command, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused, and gives the one line it prints."""
-
-    def run(*words: str) -> str:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            command(*words)
-        assert stop.value.code == 2
-        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("scratchlm: error: ")]
-        assert len(lines) == 1
-        return lines[0]
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `scratchlm fit` has made bins and trained four steps, by the command itself."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_text(folder / "input.txt")
-    subprocess.run(
-        [sys.executable, "-m", "scratchlm", "fit", *TINY, "--trainer.max_steps=4"],
-        cwd=folder,
-        env=os.environ | {"WANDB_MODE": "disabled"},
-        check=True,
-    )
-    return folder
-
-
-@pytest.fixture
-def run_folder(trained: Path, tmp_path: Path) -> Path:
-    """A copy of `trained` that a test may change; the command fixture works in it."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 def test_help_lists_the_verbs(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("--help")
     shown = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Several processes by the real command: Lightning's launcher, torchrun, and the variables that srun sets."""
 
+import hashlib
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.test_journey import write_stories
 
+from scratchlm.data.tracing import Tracer
 from scratchlm.ranks import Ranks
 from scratchlm.training.loggers import read_metrics
 
@@ -168,6 +171,8 @@ def test_two_processes_see_in_each_step_what_one_sees_and_in_the_same_order(runs
         halves = [[line["rows"] for line in half if line["step"] == step] for half in (first, second)]
         assert len(alone) == len(set(alone)) == GLOBAL
         assert [row for left, right in zip(*halves, strict=True) for row in left + right] == alone
+        traced = Tracer(runs / "bins", 32, 1, "shuffled", None, GLOBAL).ids(step)[:, :-1].astype(np.int64)
+        assert [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in traced] == alone
 
 
 def test_two_processes_lose_what_one_loses(runs: Path) -> None:

@@ -246,7 +246,7 @@ def _settings(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise BrokenState(f"{path}: not the configuration of a run ({told}). Put it back as `fit` wrote it.") from error
-    kinds = {"folder": str, "windows": str, "stride_tokens": (int, type(None))}
+    kinds: dict[str, Any] = {"folder": str, "windows": str, "stride_tokens": (int, type(None))}
     wrong = [key for key, value in settings.items() if not isinstance(value, kinds.get(key, int))]
     if wrong:
         raise BrokenState(f"{path}: data.{wrong[0]}={settings[wrong[0]]} cannot be. Put it back as `fit` wrote it.")
