@@ -66,6 +66,7 @@ def test_help_lists_the_verbs(command: Command, capsys: pytest.CaptureFixture[st
         (["corpus", "show", "--help"], "--document"),
         (["corpus", "check", "--folder=bins"], "are as they were written"),
         (["corpus", "show", "--folder=bins", "--at=9"], "position 9"),
+        (["trace", "--run=run", "--step=2"], "step 2 of run: sequences 4 to 7"),
     ],
 )
 def test_what_needs_no_network_answers_quickly_and_without_torch(words: list[str], said: str, trained: Path) -> None:

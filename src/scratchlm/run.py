@@ -301,7 +301,7 @@ class RunCLI(LightningCLI):
         self.configuration = yaml.safe_load(resolved)
         self.changed = changes(self.begun_with.get("configuration", {}), self.configuration)
         for key, (before, now) in self.changed.items():
-            _say(f"{key}: {now} from here on, {before} before")
+            _say(f"{key}: {_as_yaml(now)} from here on, {_as_yaml(before)} before")
         if _is_first_rank():
             self.folder.claim(self.stack, config.fresh)
             write_text(self.folder.path / "config.yaml", resolved)
@@ -440,6 +440,10 @@ def _is_first_rank() -> bool:
 def _say(text: str) -> None:
     if _is_first_rank():
         print(f"scratchlm: {text}", file=sys.stderr, flush=True)
+
+
+def _as_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _quiet() -> None:
