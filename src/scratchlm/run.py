@@ -264,6 +264,7 @@ class RunCLI(LightningCLI):
             self.begun_with = {"order": found.order, "configuration": found.configuration, "checkpoint": path}
             self.steps_done = found.step
             self.choices = self.folder.read_choices()
+            self.folder.check_journals()
         config.ckpt_path = str(path) if path else None
 
     def _prepare_corpus(self, config: Namespace) -> None:

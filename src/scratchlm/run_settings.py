@@ -1,6 +1,7 @@
 """The settings of a run: what cannot work is refused before a file is written, text is read or a device is touched."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +9,14 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.gpt import GPT
+from scratchlm.training.checkpoints import Checkpoints
 from scratchlm.training.task import NextTokenTask
 
 _SECTIONS = ("data", "model", "trainer", "checkpoint")
@@ -112,12 +115,13 @@ def require_resumable(config: Namespace, path: Path) -> None:
         "global_step": 0,
         "epoch": 0,
         "pytorch-lightning_version": "",
-        "callbacks": {},
+        "callbacks": _Partial(Checkpoints=Checkpoints().state_dict()),
         "lr_schedulers": [],
+        "PretrainingData": {},
         "loops": {"fit_loop": _FitLoop(Trainer, max_epochs=-1).state_dict()},  # type: ignore[arg-type]  # needs none
         "optimizer_states": [_form_of_optimizer(config, content[checkpoint_file.KEY]["gpt_settings"])],
     }
-    for fault in _faults(content, form, ""):
+    for fault in chain(_faults(content, form, ""), _faults_of_version(content)):
         raise BrokenState(f"{path}: cannot be gone on from: {fault}. Use another checkpoint.")
     optimizing = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     steps = {
@@ -130,6 +134,13 @@ def require_resumable(config: Namespace, path: Path) -> None:
         raise BrokenState(f"{path}: cannot be gone on from: it names several steps: {said}. Use another checkpoint.")
 
 
+def _faults_of_version(content: dict[str, Any]) -> Iterator[str]:
+    try:
+        Version(content["pytorch-lightning_version"])
+    except InvalidVersion:
+        yield f"pytorch-lightning_version={content['pytorch-lightning_version']} is no version"
+
+
 def _form_of_optimizer(config: Namespace, gpt_settings: dict[str, Any]) -> dict[str, Any]:
     """What the optimizer's part of a checkpoint looks like: the groups' parameters, and the shapes of their moments."""
     model = config.model.as_dict()
@@ -139,12 +150,16 @@ def _form_of_optimizer(config: Namespace, gpt_settings: dict[str, Any]) -> dict[
     shapes = [parameter.shape for group in groups for parameter in group["params"]]
     numbers = iter(range(len(shapes)))
     return {
-        "state": {number: _Moments(shape) for number, shape in enumerate(shapes)},
+        "state": _Partial({number: _Moments(shape) for number, shape in enumerate(shapes)}),
         "param_groups": [
             {key: [next(numbers) for _ in value] if key == "params" else None for key, value in group.items()}
             for group in groups
         ],
     }
+
+
+class _Partial(dict[Any, Any]):
+    """A form of which keys may be missing."""
 
 
 class _Moments(NamedTuple):
@@ -164,15 +179,15 @@ def _faults(found: Any, form: Any, where: str) -> Iterator[str]:
             place = f"{where}.{key}" if where else str(key)
             if key in found:
                 yield from _faults(found[key], inner, place)
-            elif not isinstance(inner, _Moments):  # which not every optimizer keeps of every parameter
+            elif not isinstance(form, _Partial):
                 yield f"{place} is missing"
     elif isinstance(form, list) and isinstance(found, list):
         if form and len(found) != len(form):
             yield f"{where} has {len(found)} entries, not {len(form)}"
         for number, (value, inner) in enumerate(zip(found, form, strict=False)):
             yield from _faults(value, inner, f"{where}[{number}]")
-    elif form is not None and type(found) is not type(form):
-        yield f"{where} is {type(found).__name__}, not {type(form).__name__}"
+    elif form is not None and type(found) is not (kind := dict if isinstance(form, dict) else type(form)):
+        yield f"{where} is {type(found).__name__}, not {kind.__name__}"
 
 
 def without_classes(configuration: dict[str, Any], path: str | Path, argv: list[str]) -> dict[str, Any]:
@@ -202,7 +217,7 @@ def without_classes(configuration: dict[str, Any], path: str | Path, argv: list[
         kept[part] = dict(values) if is_section else values
         for key in list(values) if is_section else ():
             name = f"{part}.{key}"
-            if not _names_code(name, values[key]):
+            if not _names_code(name, {key: values[key]}):
                 continue
             if not any(word == f"--{name}" or word.startswith(f"--{name}=") for word in argv):
                 raise BadValue(
@@ -213,9 +228,10 @@ def without_classes(configuration: dict[str, Any], path: str | Path, argv: list[
     return kept
 
 
-def _names_code(name: str, value: Any) -> bool:
-    if checkpoint_file.names_class(value):
+def _names_code(name: str, part: dict[str, Any]) -> bool:
+    if checkpoint_file.names_class(part):
         return True
+    [value] = part.values()
     if name == "model.gpt":
         return not isinstance(value, dict)  # else the path of a file that holds them
     if name == "data.cleaning":

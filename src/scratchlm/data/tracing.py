@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scratchlm.data.bins import MANIFEST, TOKENIZER_FILES, Bin, check_files, is_prepared, read_manifest
 from scratchlm.data.windows import n_windows, window_starts
 from scratchlm.errors import BadValue, BrokenState, MissingFile
-from scratchlm.files.journal import read_journal
+from scratchlm.files.journal import read_marked
 from scratchlm.text.tokenizer import Tokenizer, load
 
 ORDER_FILE = "order.json"  # in the run folder: what `PretrainingData.order` was when the run began
@@ -267,10 +267,4 @@ def _read_order(run: Path) -> dict[str, Any]:
 
 
 def _last_step(run: Path) -> int:
-    path, last = run / "metrics.jsonl", 0
-    for number, entry in enumerate(read_journal(path), 1):
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if not isinstance(step, int):
-            raise BrokenState(f"{path}: line {number:,} is damaged. Remove that line, or move the file away.")
-        last = max(last, step)
-    return last
+    return max((entry["step"] for entry in read_marked(run / "metrics.jsonl", step=int)), default=0)
