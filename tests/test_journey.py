@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from scratchlm.training.loggers import read_metrics
 
@@ -112,6 +113,13 @@ def test_samples_are_kept_for_each_validation(journey: Path) -> None:
     rows = [json.loads(line) for line in (journey / "whole" / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} == {20, 40, 60}
     assert all(set(row) == {"step", "tokens", "prompt", "completion"} for row in rows)
+
+
+def test_every_checkpoint_loads_with_weights_only_however_the_run_was_stopped(journey: Path) -> None:
+    found = list(journey.glob("*/checkpoints/*.ckpt"))
+    assert {path.parents[1].name for path in found} == {"whole", "killed", "stopped"}
+    for path in found:
+        assert torch.load(path, weights_only=True)["scratchlm"]["step"] > 0
 
 
 def test_the_last_checkpoint_alone_tells_a_story(journey: Path, tmp_path: Path) -> None:

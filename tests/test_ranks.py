@@ -202,6 +202,7 @@ def test_a_network_cut_over_processes_is_saved_as_one_process_saves_it(runs: Pat
     ]
     torch.testing.assert_close(moments["state"], expected["state"], atol=1e-6, rtol=0)
     assert cut["scratchlm"]["gpt_settings"] == one["scratchlm"]["gpt_settings"]
+    assert all(torch.load(path, weights_only=True) for path in runs.glob("one-then-sharded/checkpoints/*.ckpt"))
 
 
 @pytest.mark.gpu
