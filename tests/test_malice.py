@@ -240,6 +240,7 @@ MOMENTS = ("optimizer_states", 0, "state", 0)
         (drop("optimizer_states", 0, "param_groups"), "param_groups is missing"),
         (put("optimizer_states", 0, "param_groups", 0, "params", [0]), "param_groups[0].params has 1 entries"),
         (drop("optimizer_states", 0, "param_groups", 1, "decayed"), "param_groups[1].decayed is missing"),
+        (drop("optimizer_states", 0, "param_groups", 0, "eps"), "param_groups[0].eps is missing"),
         (put(*MOMENTS, "exp_avg", torch.zeros(3)), "optimizer_states[0].state.0 is not of the shape"),
         (put(*MOMENTS, 5), "optimizer_states[0].state.0 is not of the shape"),
         (drop("loops"), "loops is missing"),

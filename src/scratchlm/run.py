@@ -256,7 +256,7 @@ class RunCLI(LightningCLI):
         if path is None:
             _say(f"--ckpt_path={config.ckpt_path}: none in {self.folder.checkpoints} yet; starting at step 0")
         else:
-            found = checkpoint_file.read(path)
+            found = checkpoint_file.read(path, is_verified=True)
             checkpoint_file.require_same_shape(config.model.gpt.as_dict(), found.gpt_settings)
             settings = {key: config.data[key] for key in checkpoint_file.ORDER_SETTINGS}  # before text is read
             checkpoint_file.require_same_order(settings, found.order, config.data.folder)
@@ -323,7 +323,8 @@ class RunCLI(LightningCLI):
         if path is None:
             raise MissingFile(f"--ckpt_path={asked}: none in {self.folder.checkpoints}. Make one with scratchlm fit.")
         if self.subcommand != "predict":
-            now, before = PretrainingData(**config.data.as_dict()).order, checkpoint_file.read(path).order
+            now = PretrainingData(**config.data.as_dict()).order
+            before = checkpoint_file.read(path, is_verified=True).order
             of_ids = {"tokenizer.json": now["tokenizer.json"]}  # other bins are warned of, when they are scored
             checkpoint_file.require_same_order(of_ids, before, config.data.folder)
         return path

@@ -105,12 +105,12 @@ def require_resumable(config: Namespace, path: Path) -> None:
 
     Args:
         config: The configuration of fit.
-        path: The checkpoint, of the shape and order of this run.
+        path: The checkpoint, verified, and of the shape and order of this run.
 
     Raises:
         BrokenState: The state of the optimizer or of the loops is missing, or of another form than this run's.
     """
-    content = checkpoint_file.load(path, mmap=True)
+    content = checkpoint_file.load(path, mmap=True, is_verified=True)
     form = {
         "global_step": 0,
         "epoch": 0,
@@ -146,13 +146,15 @@ def _form_of_optimizer(config: Namespace, gpt_settings: dict[str, Any]) -> dict[
     model = config.model.as_dict()
     del model["gpt"]
     with torch.device("meta"):
-        groups = NextTokenTask(GPT(**gpt_settings), **model).configure_optimizers().param_groups
+        optimizer = NextTokenTask(GPT(**gpt_settings), **model).configure_optimizers()
+    groups, defaults = optimizer.param_groups, optimizer.defaults
+    flags = {key for key, value in defaults.items() if isinstance(value, bool | None)}  # torch fills in what is missing
     shapes = [parameter.shape for group in groups for parameter in group["params"]]
     numbers = iter(range(len(shapes)))
     return {
         "state": _Partial({number: _Moments(shape) for number, shape in enumerate(shapes)}),
         "param_groups": [
-            {key: [next(numbers) for _ in value] if key == "params" else None for key, value in group.items()}
+            {key: [next(numbers) for _ in group[key]] if key == "params" else None for key in group.keys() - flags}
             for group in groups
         ],
     }

@@ -209,7 +209,7 @@ class PretrainingData(LightningDataModule):
             return
         now, before = self.order, checkpoint_file.order_of_state(state_dict)
         if self.trainer and self.trainer.state.fn != "fit":
-            self._is_of_other_bins = before.get("train.bin", now["train.bin"]) != now["train.bin"]
+            self._is_of_other_bins = before.get("train.bin") not in (None, now.get("train.bin"))
             now = {"tokenizer.json": now["tokenizer.json"]}
         checkpoint_file.require_same_order(now, before, self.folder)
 

@@ -142,12 +142,13 @@ def verify(path: str | Path) -> None:
         raise BrokenState(f"{path}: damaged on disk ({damaged} fails its CRC). Use another checkpoint.")
 
 
-def read(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+def read(path: str | Path, device: str | torch.device = "cpu", is_verified: bool = False) -> Checkpoint:
     """Reads what the network needs out of a checkpoint, and none of the optimizer's state.
 
     Args:
         path: The file.
         device: Where the weights go.
+        is_verified: Whether `verify` has just read it through, which takes the time of reading it.
 
     Returns:
         The checkpoint; its weights are copies, so the file may be replaced afterwards.
@@ -157,7 +158,7 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         BadValue: It is a folder, was not written by scratchlm, or by a later version of it.
         BrokenState: It is cut short or damaged.
     """
-    content = load(path, mmap=True)
+    content = load(path, mmap=True, is_verified=is_verified)
     ours = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(ours, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadValue(
@@ -199,20 +200,22 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     return Checkpoint(weights=copies, extra=ours, **known)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", mmap: bool = False) -> Any:
+def load(path: str | Path, device: str | torch.device = "cpu", mmap: bool = False, is_verified: bool = False) -> Any:
     """All that a checkpoint holds, as tensors and plain values; code in it is never run.
 
     Args:
         path: The file.
         device: Where tensors go.
         mmap: Leave tensors in the file until they are used.
+        is_verified: As in `read`.
 
     Raises:
         MissingFile: There is no such file.
         BadValue: It is a folder, holds code or names a class to be made, or is no checkpoint.
         BrokenState: It is cut short or damaged.
     """
-    verify(path)
+    if not is_verified:
+        verify(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
