@@ -45,6 +45,19 @@ class Witness(Callback):
         self.file.close()
 
 
+class Reader(Callback):
+    """Appends the ids that the network was given in each micro-batch to a file, targets and all."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        rows = torch.cat([batch["inputs_BT"], batch["targets_BT"][:, -1:]], dim=1)
+        step = batch_idx // trainer.accumulate_grad_batches + 1
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "rows": rows.tolist()}) + "\n")
+
+
 class Fault(Callback):
     """Makes one process fail in a step: by a mistake, a bug, an infinite loss, or a signal to itself."""
 

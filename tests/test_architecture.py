@@ -21,7 +21,7 @@ ANYONE = {"errors", "process", "__version__"}
 WITHOUT_TORCH = [
     *(f"scratchlm.text.{path.stem}" for path in (SOURCE / "text").glob("[!_]*.py")),
     *(f"scratchlm.files.{path.stem}" for path in (SOURCE / "files").glob("[!_]*.py")),
-    *(f"scratchlm.data.{name}" for name in ("bins", "mixture", "windows", "preparation")),
+    *(f"scratchlm.data.{name}" for name in ("bins", "mixture", "windows", "preparation", "inspection", "tracing")),
     "scratchlm.cli",
     "scratchlm.training.report",
 ]

@@ -49,7 +49,7 @@ def write_text(path: Path, n_words: int = 3000) -> None:
 def test_help_lists_the_verbs(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("--help")
     shown = capsys.readouterr().out
-    for verb in ("prepare", "fit", "validate", "test", "predict", "generate", "corpus"):
+    for verb in ("prepare", "fit", "validate", "test", "predict", "generate", "corpus", "trace"):
         assert f"  {verb} " in shown
     for words in (("corpus",), ("corpus", "--help")):
         command(*words)
@@ -66,6 +66,7 @@ def test_help_lists_the_verbs(command: Command, capsys: pytest.CaptureFixture[st
         (["corpus", "show", "--help"], "--document"),
         (["corpus", "check", "--folder=bins"], "are as they were written"),
         (["corpus", "show", "--folder=bins", "--at=9"], "position 9"),
+        (["trace", "--run=run", "--step=2"], "step 2 of run: sequences 4 to 7"),
     ],
 )
 def test_what_needs_no_network_answers_quickly_and_without_torch(words: list[str], said: str, trained: Path) -> None:
@@ -84,7 +85,7 @@ def test_what_needs_no_network_answers_quickly_and_without_torch(words: list[str
 
 
 def test_an_unknown_verb_is_answered_with_the_nearest(refusal: Callable[..., str]) -> None:
-    assert "trian: no such verb. The verbs:" in refusal("trian")
+    assert "juggle: no such verb. The verbs:" in refusal("juggle")
     assert "Did you mean prepare?" in refusal("prepair")
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from scratchlm.training.run_log import read_metrics
 
@@ -131,6 +132,13 @@ def test_the_report_tells_of_each_attempt(journey: Path) -> None:
     assert [mark["attempt"] for mark in drawn["resumes"]] == [2, 3]
     assert [len(series["steps"]) for series in drawn["charts"][0]["series"]] == [60, 3]
     assert "<td>stories.txt</td>" in page
+
+
+def test_every_checkpoint_loads_with_weights_only_however_the_run_was_stopped(journey: Path) -> None:
+    found = list(journey.glob("*/checkpoints/*.ckpt"))
+    assert {path.parents[1].name for path in found} == {"whole", "killed", "stopped"}
+    for path in found:
+        assert torch.load(path, weights_only=True)["scratchlm"]["step"] > 0
 
 
 def test_the_last_checkpoint_alone_tells_a_story(journey: Path, tmp_path: Path) -> None:

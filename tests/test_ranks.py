@@ -1,5 +1,6 @@
 """Several processes by the real command: Lightning's launcher, torchrun, and the variables that srun sets."""
 
+import hashlib
 import json
 import os
 import signal
@@ -11,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.test_journey import write_stories
 
+from scratchlm.data.tracing import Tracer
 from scratchlm.ranks import Ranks
 from scratchlm.training.loggers import read_metrics
 
@@ -178,6 +181,8 @@ def test_two_processes_see_in_each_step_what_one_sees_and_in_the_same_order(runs
         alone = order(runs / "one", step, 1)
         assert len(alone) == len(set(alone)) == GLOBAL
         assert order(runs / "torchrun", step, 2) == alone
+        traced = Tracer(runs / "bins", 32, 1, "shuffled", None, GLOBAL).ids(step)[:, :-1].astype(np.int64)
+        assert [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in traced] == alone
 
 
 def test_two_processes_lose_what_one_loses(runs: Path) -> None:
@@ -216,6 +221,7 @@ def test_a_network_cut_over_processes_is_saved_as_one_process_saves_it(runs: Pat
     ]
     torch.testing.assert_close(moments["state"], expected["state"], atol=1e-6, rtol=0)
     assert cut["scratchlm"]["gpt_settings"] == one["scratchlm"]["gpt_settings"]
+    assert all(torch.load(path, weights_only=True) for path in runs.glob("one-then-sharded/checkpoints/*.ckpt"))
 
 
 @pytest.mark.gpu

@@ -32,6 +32,7 @@ VERBS = {
     "generate": "text out of a checkpoint; nothing else is needed",
     "report": "a run folder -> one HTML page: curves, samples, corpus, and what happened to the run",
     "corpus": "check that bins are as they were written; show what stands in them",
+    "trace": "which documents were in the batch of a step",
 }
 CORPUS_VERBS = {
     "check": "read bins from end to end; exit status 1 where one bit is not as it was written",
@@ -42,6 +43,7 @@ _FUNCTIONS = {
     "report": "scratchlm.training.report:report",
     "corpus check": "scratchlm.data.inspection:check",
     "corpus show": "scratchlm.data.inspection:show",
+    "trace": "scratchlm.data.tracing:trace",
 }
 _SHOWN_CHARACTERS = 100  # of a value that cannot be read; more of it hides what is said (chosen, not tuned)
 _WORDS_FOR_TYPES = {

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scratchlm.cli import OneLineErrors, config_files, read_yaml, write_yaml
 from scratchlm.data.bins import is_prepared
 from scratchlm.data.card import card_table, warnings_for
-from scratchlm.data.inspection import require_whole
+from scratchlm.data.inspection import require_untouched, require_whole
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.errors import BadValue, MissingFile, UserError
@@ -34,10 +34,12 @@ from scratchlm.process import keep_freed_memory
 from scratchlm.ranks import Ranks
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_memory import choose_micro_batch_size, memory_advice, vocab_size
-from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
+from scratchlm.run_settings import changes, check_trainer_keys, check_values, require_resumable, without_classes
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
 from scratchlm.training.compilation import Compilation
 from scratchlm.training.divergence import DivergenceGuard
+from scratchlm.training.environment import environment
+from scratchlm.training.events import Events
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
 from scratchlm.training.progress import Progress
 from scratchlm.training.samples import Samples
@@ -89,6 +91,8 @@ class RunCLI(LightningCLI):
         self.argv = argv
         self.choices: dict[str, Any] = {}
         self.steps_done = 0
+        self.begun_with: dict[str, Any] = {}  # order, configuration and how to bring files back: of the checkpoint
+        self.changed: dict[str, list[Any]] = {}  # dotted key -> its value in the checkpoint and now
         super().__init__(
             NextTokenTask,
             PretrainingData,
@@ -148,7 +152,7 @@ class RunCLI(LightningCLI):
         self.folder = RunFolder(config.trainer.default_root_dir)
         if self.subcommand == "fit":
             self._find_start(config)
-            _prepare_corpus(config)
+            self._prepare_corpus(config)
             self._choose_machine(config)
             if config.data.micro_batch_size == "auto" and _is_first_rank():
                 n_processes = self.ranks.n_processes(config.trainer)
@@ -158,7 +162,7 @@ class RunCLI(LightningCLI):
                 config.data.micro_batch_size = self.choices["micro_batch_size"]["sequences"]
             return
         config.trainer.logger = False
-        config.ckpt_path = str(self._checkpoint_to_score(config.ckpt_path))
+        config.ckpt_path = str(self._checkpoint_to_score(config))
         if self.subcommand == "predict":
             config.data.checkpoint = config.ckpt_path
         self._choose_machine(config)
@@ -183,7 +187,14 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
             compilation = Compilation(self.choices, self._record_choices)
-            callbacks = [Stopping(), *callbacks, Summary(), compilation, Samples(), DivergenceGuard()]
+            callbacks = [
+                Stopping(),
+                *callbacks,
+                Summary(),
+                compilation,
+                Samples(),
+                DivergenceGuard(self.datamodule.tracer()),
+            ]
         kwargs |= self.ranks.trainer_settings(self.config[self.subcommand].trainer)
         kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
@@ -257,30 +268,68 @@ class RunCLI(LightningCLI):
         if path is None:
             _say(f"--ckpt_path={config.ckpt_path}: none in {self.folder.checkpoints} yet; starting at step 0")
         else:
-            found = checkpoint_file.read(path)
+            found = checkpoint_file.read(path, is_verified=True)
             checkpoint_file.require_same_shape(config.model.gpt.as_dict(), found.gpt_settings)
-            require_same_order(config, found.configuration)
+            settings = {key: config.data[key] for key in checkpoint_file.ORDER_SETTINGS}  # before text is read
+            checkpoint_file.require_same_order(settings, found.order, config.data.folder)
+            require_resumable(config, path)
+            self.begun_with = {"order": found.order, "configuration": found.configuration, "checkpoint": path}
             self.steps_done = found.step
             self.choices = self.folder.read_choices()
+            self.folder.check_journals()
         config.ckpt_path = str(path) if path else None
 
+    def _prepare_corpus(self, config: Namespace) -> None:
+        """Makes the bins where they are missing, and refuses those that are not what the checkpoint was trained on."""
+        folder = config.data.folder
+        remake = f"scratchlm prepare --fresh true -c {self._yaml_of_run()}"
+        try:
+            if _is_first_rank():  # the others come when it is done
+                _prepare_corpus(config)
+            config.data.verify = False  # once is enough
+            order = PretrainingData(**config.data.as_dict()).order
+        except UserError as error:
+            raise type(error)(str(error).replace(checkpoint_file.REMAKE, remake)) from error
+        if not self.begun_with:
+            self.order = order
+            return
+        before = self.begun_with["configuration"].get("data", {}).get("folder", folder)
+        cure = f"{remake} makes that one again, where its sources are what they were."
+        if before != folder:
+            cure = f"Give --data.folder {before}; {cure}"
+        checkpoint_file.require_same_order(order, self.begun_with["order"], folder, cure)
+        self.order = order
+
+    def _yaml_of_run(self) -> str:
+        """What to give to `-c` for the run that goes on, or else for the one that begins."""
+        path = self.begun_with and self.begun_with["checkpoint"].parent.parent / "config.yaml"
+        return str(path) if path and path.exists() else " -c ".join(config_files(self.argv)) or "YOUR.yaml"
+
     def _open_run_folder(self, config: Namespace) -> None:
-        """Takes the folder and writes config.yaml and choices.json."""
+        """Takes the folder and writes config.yaml, order.json and choices.json."""
         of_the_run = config.clone()
         for key in _OF_THE_CALL:
             of_the_run.pop(key, None)
         resolved = self._parser(self.subcommand).dump(of_the_run, skip_unset=False, skip_validation=True)
         self.configuration = yaml.safe_load(resolved)
+        self.changed = changes(self.begun_with.get("configuration", {}), self.configuration)
+        for key, (before, now) in self.changed.items():
+            _say(f"{key}: {_as_yaml(now)} from here on, {_as_yaml(before)} before")
         if _is_first_rank():
             self.folder.claim(self.stack, config.fresh)
             write_text(self.folder.path / "config.yaml", resolved)
+            self.folder.write_order(self.order)
             self._record_choices()
+            checkpoint = Path(config.ckpt_path).name if config.ckpt_path else None
+            start = {"checkpoint": checkpoint, "changed": self.changed, "environment": environment()}
+            Events(self.folder.path).add("start", self.steps_done, **start)
 
     def _record_choices(self) -> None:
         if _is_first_rank():
             self.folder.write_choices(self.choices)
 
-    def _checkpoint_to_score(self, asked: str | None) -> Path:
+    def _checkpoint_to_score(self, config: Namespace) -> Path:
+        asked = config.ckpt_path
         if asked is None:
             raise BadValue(
                 f"--ckpt_path: {self.subcommand} needs a trained model. Name a file, or last or best with -c."
@@ -288,6 +337,11 @@ class RunCLI(LightningCLI):
         path = self.folder.find_checkpoint(asked)
         if path is None:
             raise MissingFile(f"--ckpt_path={asked}: none in {self.folder.checkpoints}. Make one with scratchlm fit.")
+        if self.subcommand != "predict":
+            now = PretrainingData(**config.data.as_dict()).order
+            before = checkpoint_file.read(path, is_verified=True).order
+            of_ids = {"tokenizer.json": now["tokenizer.json"]}  # other bins are warned of, when they are scored
+            checkpoint_file.require_same_order(of_ids, before, config.data.folder)
         return path
 
     def _choose_machine(self, config: Namespace) -> None:
@@ -339,16 +393,27 @@ def _with_configuration_of_checkpoint(argv: list[str], stack: ExitStack) -> list
     """Lays a configuration under the command line: the checkpoint's where a file is named, the run's for last and best.
 
     Where fit has a YAML of its own, the configuration of a file it starts from is left out: that run may be another.
+    Where the one in a file names code to run, YAMLs take its place.
     """
     path = _flag(argv, "--ckpt_path")
     if path in (None, "null") or (path not in ("last", "best") and argv[0] == "fit" and config_files(argv)):
         return argv
     if path in ("last", "best"):
         of_the_run = _run_folder(argv) / "config.yaml"
-        return [argv[0], "--config", str(of_the_run), *argv[1:]] if of_the_run.exists() else argv
+        if not of_the_run.exists():
+            return argv
+        read_yaml(of_the_run)  # the parser's own complaints do not name the file
+        return [argv[0], "--config", str(of_the_run), *argv[1:]]
     configuration = checkpoint_file.read(path).configuration
     if not configuration:
         raise BadValue(f"--ckpt_path={path}: holds no configuration. Name the run's YAML with -c.")
+    try:
+        configuration = without_classes(configuration, path, argv)
+    except BadValue as error:
+        if not config_files(argv):
+            raise
+        _say(f"{error} The -c files alone count.")
+        return argv
     laid_under = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scratchlm-")), "configuration.yaml")
     write_yaml(laid_under, configuration)
     return [argv[0], "--config", str(laid_under), *argv[1:]]
@@ -372,19 +437,14 @@ def _flag(argv: list[str], name: str) -> str | None:
 
 
 def _prepare_corpus(config: Namespace) -> None:
-    """Makes the bins where they are missing; checks that they are the ones asked for where they are not.
-
-    The first process alone: the others come when it is done.
-    """
-    if not _is_first_rank():
-        config.data.verify = False
-        return
+    """Makes the bins where they are missing; checks that they are the ones asked for where they are not."""
     corpus = Corpus(**{key: config.data[key] for key in inspect.signature(Corpus).parameters})
     were_there = is_prepared(config.data.folder)
     manifest = corpus.prepare()
-    if config.data.verify:  # here, so that bins that are broken move no run aside; and once is enough
+    if config.data.verify:  # here, so that bins that are broken move no run aside
         require_whole(config.data.folder, manifest)
-        config.data.verify = False
+    else:
+        require_untouched(config.data.folder, manifest)
     if not were_there:
         print(card_table(manifest), flush=True)
     for warning in warnings_for(manifest, config.data.context_length) if were_there else ():
@@ -398,6 +458,10 @@ def _is_first_rank() -> bool:
 def _say(text: str) -> None:
     if _is_first_rank():
         print(f"scratchlm: {text}", file=sys.stderr, flush=True)
+
+
+def _as_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _quiet() -> None:

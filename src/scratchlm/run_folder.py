@@ -6,15 +6,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from scratchlm.data.tracing import ORDER_FILE
 from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.files.journal import read_marked
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, write_json
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.training.checkpoints import newest_whole
 
+_CHOICES = {"device": str, "precision": str, "reason": str, "wandb_id": str, "compile": bool, "compile_reason": str}
+
 
 class RunFolder:
-    """config.yaml, choices.json, checkpoints/, metrics.jsonl, samples.jsonl and run.lock of one run."""
+    """config.yaml, order.json, choices.json, checkpoints/, metrics.jsonl, samples.jsonl and run.lock of one run."""
 
     def __init__(self, path: str | Path) -> None:
         """Names the folder; touches nothing.
@@ -86,14 +90,26 @@ class RunFolder:
             choices = json.loads(path.read_text()) if path.exists() else {}
         except ValueError:
             choices = None
-        found = choices.get("micro_batch_size") if isinstance(choices, dict) else None
-        if not isinstance(choices, dict) or not (found is None or _is_found(found)):
+        if not isinstance(choices, dict) or not _are_choices(choices):
             raise BrokenState(f"{path}: damaged. Remove it; the machine then chooses anew.")
         return choices
+
+    def check_journals(self) -> None:
+        """Refuses to write on in journals that cannot be read.
+
+        Raises:
+            BrokenState: A line is damaged.
+        """
+        read_marked(self.path / "metrics.jsonl", attempt=int, step=int)
+        read_marked(self.path / "events.jsonl", kind=str, step=int)
 
     def write_choices(self, choices: dict[str, Any]) -> None:
         """Records what the machine chose, before it is used."""
         write_json(self.path / "choices.json", choices)
+
+    def write_order(self, order: dict[str, Any]) -> None:
+        """Records what decides which sequences a step sees, for those who look without opening a checkpoint."""
+        write_json(self.path / ORDER_FILE, order)
 
     def _move_aside(self) -> None:
         """Moves all but the lock, which this process holds, to the first free `<folder>.old-N`."""
@@ -107,6 +123,14 @@ class RunFolder:
         for path in files:
             path.rename(aside / path.name)
         print(f"scratchlm: the old run is in {aside}", file=sys.stderr)
+
+
+def _are_choices(choices: dict[str, Any]) -> bool:
+    """Whether what is there is of the types that the machine writes."""
+    found = choices.get("micro_batch_size")
+    is_device_whole = "device" not in choices or {"precision", "reason"} <= choices.keys()
+    are_of_their_types = all(type(choices.get(key, kind())) is kind for key, kind in _CHOICES.items())
+    return are_of_their_types and is_device_whole and (found is None or _is_found(found))
 
 
 def _is_found(micro_batch_size: Any) -> bool:

@@ -242,6 +242,8 @@ def test_the_facts_are_plain_and_fit_the_bins(folder):
     assert sum(facts["bytes_of_ids"][id] for id in tokens) == len(tokenizer.decode(tokens).encode())
     assert facts["context_length"] == CONTEXT
     assert facts["global_batch_size"] == 2
+    assert facts["order"] == data.order
+    assert data.order["val.bin"] == manifest["files"]["val.bin"]["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -291,23 +293,39 @@ def test_a_trainer_that_accumulates_otherwise_is_refused(folder, tmp_path):
         ({"seed": 2}, r"data.seed=2: the checkpoint was trained with 1"),
         ({"windows": "random"}, r"data.windows=random: the checkpoint was trained with shuffled"),
         ({"stride_tokens": 4}, r"data.stride_tokens=4: the checkpoint was trained with None"),
+        ({"global_batch_size": 4}, r"data.global_batch_size=4: the checkpoint was trained with 2"),
     ],
 )
 def test_a_run_does_not_go_on_in_another_order(folder, change, said):
     state = data_of(folder).state_dict()
-    data = data_of(folder, **change)
-    data.load_state_dict(state)
     with pytest.raises(BadValue, match=said):
-        data.train_dataloader()
+        data_of(folder, **change).load_state_dict(state)
 
 
-def test_a_run_does_not_go_on_with_other_bins(folder):
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json"])
+def test_a_run_does_not_go_on_with_other_bins(folder, name):
     data = data_of(folder)
-    data.load_state_dict(data.state_dict() | {"train_sha256": "0" * 64})
-    with pytest.raises(
-        BadValue, match=r"data.folder=.*is not the one that the checkpoint was trained on \(000000000000\)"
-    ):
-        data.train_dataloader()
+    now = data.order[name][:12]
+    state = data.state_dict() | {"order": data.order | {name: "0" * 64}}
+    with pytest.raises(BadValue, match=rf"its {name} \(SHA-256 {now}\) .* trained with \(000000000000\).*prepare"):
+        data.load_state_dict(state)
+
+
+def test_a_state_from_before_the_order_had_a_name_is_compared_all_the_same(folder):
+    data = data_of(folder)
+    before = {"sequences": 4, "step": 2, "seed": 1, "context_length": CONTEXT, "windows": "shuffled"}
+    data.load_state_dict(before | {"stride_tokens": None, "train_sha256": data.order["train.bin"]})
+    with pytest.raises(BadValue, match=r"train.bin .* trained with \(000000000000\)"):
+        data.load_state_dict(before | {"train_sha256": "0" * 64})
+
+
+def test_a_library_users_run_is_refused_before_its_first_step(folder, tmp_path):
+    trainer_of(tmp_path, max_steps=2).fit(Witness(), data_of(folder))
+    other = data_of(folder, seed=2)
+    resumed = Witness()
+    with pytest.raises(BadValue, match=r"data.seed=2: the checkpoint was trained with 1"):
+        trainer_of(tmp_path).fit(resumed, other, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
+    assert resumed.trained == []
 
 
 def test_the_state_survives_a_safe_load(folder, tmp_path):
@@ -459,7 +477,7 @@ def test_predict_takes_everything_from_the_checkpoint(folder, tmp_path):
     tokenizer, card = load(folder), read_manifest(folder)["card"]
     gpt = GPT(vocab_size=tokenizer.vocab_size, context_length=CONTEXT, d_model=16, n_layers=1, n_heads=2, d_ff=16)
     weights = {f"gpt.{name}": weight for name, weight in gpt.state_dict().items()}
-    whole = {"state_dict": weights, KEY: block(gpt, tokenizer.to_json(), card, step=3, sequences=6)}
+    whole = {"state_dict": weights, KEY: block(gpt, tokenizer.to_json(), card, 3, 6, order=data_of(folder).order)}
     torch.save(whole, tmp_path / "a.ckpt")
     data = data_of(tmp_path / "nowhere", checkpoint=str(tmp_path / "a.ckpt"), prompts=["Once"])
     data.setup("predict")

@@ -16,9 +16,11 @@ from scratchlm.data.bins import CURE, Bin, check_files, read_manifest
 from scratchlm.data.inspection import require_whole
 from scratchlm.data.preparation import Corpus
 from scratchlm.data.prompts import read_prompts
+from scratchlm.data.tracing import Tracer
 from scratchlm.data.windows import n_windows
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.model import checkpoint as checkpoint_file
+from scratchlm.model.checkpoint import ORDER_FILES, ORDER_SETTINGS
 from scratchlm.text import tokenizer
 
 
@@ -77,7 +79,7 @@ class PretrainingData(LightningDataModule):
         self.prompts_file = prompts_file
         self.checkpoint = checkpoint
         self.verify = verify
-        self._resumed: dict[str, Any] = {"sequences": 0, "step": 0}
+        self._is_of_other_bins = False  # the checkpoint that is scored
         least = {"micro_batch_size": 1, "global_batch_size": 1, "train_tokens": 1, "stride_tokens": 1, "num_workers": 0}
         for key, n in least.items():
             value = getattr(self, key)
@@ -100,13 +102,14 @@ class PretrainingData(LightningDataModule):
         """Plain values about the corpus.
 
         `vocab_size`, `tokenizer` (its JSON), `bytes_of_ids`, `sources` (names; a name's place is its number), `card`,
-        `context_length`, `global_batch_size`.
+        `context_length`, `global_batch_size`, `order`.
         """
         if self.checkpoint:
             spelling, card = self._from_checkpoint.tokenizer_json, self._from_checkpoint.card
+            order = self._from_checkpoint.order
         else:
-            card = self._manifest["card"]
-            spelling = (Path(self.folder) / "tokenizer.json").read_text(encoding="utf-8")
+            card, order = self._manifest["card"], self.order
+            spelling = (Path(self.folder) / "tokenizer.json").read_bytes().decode()
         loaded = tokenizer.from_json(spelling)
         if loaded.vocab_size != self.vocab_size:
             raise BrokenState(
@@ -121,7 +124,27 @@ class PretrainingData(LightningDataModule):
             "card": card,
             "context_length": self.context_length,
             "global_batch_size": self.global_batch_size,
+            "order": order,
         }
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What decides which sequences a step sees and what their ids mean: settings, and the SHA-256 of files."""
+        files = {name: entry["sha256"] for name, entry in self._manifest["files"].items()}
+        files["tokenizer.json"] = self._manifest["tokenizer_sha256"]
+        settings = {"seed": self.corpus.seed} | {key: getattr(self, key) for key in ORDER_SETTINGS if key != "seed"}
+        return settings | {name: files[name] for name in ORDER_FILES if name in files}
+
+    def tracer(self) -> Tracer:
+        """Says which documents any step sees."""
+        return Tracer(
+            self.folder,
+            self.context_length,
+            self.corpus.seed,
+            self.windows,
+            self.stride_tokens,
+            self.global_batch_size,
+        )
 
     @property
     def sequences_per_epoch(self) -> int:
@@ -171,15 +194,25 @@ class PretrainingData(LightningDataModule):
     @property
     def sequences(self) -> int:
         """Sequences that the optimizer steps so far have consumed, over all processes."""
-        return int(self._resumed["sequences"] + (self._step - self._resumed["step"]) * self.global_batch_size)
+        return self._step * self.global_batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the order of training, and what that order depends on."""
-        return {"sequences": self.sequences, "step": self._step, **self._order}
+        return {"sequences": self.sequences, "order": self.order}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the place where a run stopped; what the order depends on is compared when training goes on."""
-        self._resumed = state_dict
+        """Refuses to go on from a checkpoint in another order, or to score it with another tokenizer.
+
+        Raises:
+            BadValue: What the order depends on is not what it was.
+        """
+        if self.checkpoint:  # predict, which takes all from that file
+            return
+        now, before = self.order, checkpoint_file.order_of_state(state_dict)
+        if self.trainer and self.trainer.state.fn != "fit":
+            self._is_of_other_bins = before.get("train.bin") not in (None, now.get("train.bin"))
+            now = {"tokenizer.json": now["tokenizer.json"]}
+        checkpoint_file.require_same_order(now, before, self.folder)
 
     def setup(self, stage: str) -> None:
         """Opens what the stage reads, and refuses what cannot work before a device is touched.
@@ -201,7 +234,7 @@ class PretrainingData(LightningDataModule):
         """Endless micro-batches from where the run stands.
 
         Raises:
-            BadValue: The order is not the one that the checkpoint was trained in, or batch sizes do not divide.
+            BadValue: Batch sizes do not divide.
         """
         world, rank = self._place
         accumulated = self.accumulation(world)
@@ -210,7 +243,6 @@ class PretrainingData(LightningDataModule):
                 f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {accumulated} micro-batches "
                 f"make a step of data.global_batch_size={self.global_batch_size}. Give the Trainer that number."
             )
-        self._check_order()
         batches = TrainBatches(
             Bin(self.folder, "train"),
             self.context_length,
@@ -284,35 +316,8 @@ class PretrainingData(LightningDataModule):
         """Number of processes, and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    @property
-    def _order(self) -> dict[str, Any]:
-        """What the order of training depends on, beside the number of the sequence."""
-        return {
-            "seed": self.corpus.seed,
-            "context_length": self.context_length,
-            "windows": self.windows,
-            "stride_tokens": self.stride_tokens,
-            "train_sha256": self._manifest["files"]["train.bin"]["sha256"],
-        }
-
-    def _check_order(self) -> None:
-        for key, now in self._order.items():
-            before = self._resumed.get(key, now)
-            if before == now:
-                continue
-            if key == "train_sha256":
-                said = (
-                    f"data.folder={self.folder}: its train.bin (SHA-256 {now[:12]}) is not the one that the checkpoint"
-                )
-                raise BadValue(f"{said} was trained on ({before[:12]}). Name that folder, or start a new run.")
-            raise BadValue(
-                f"data.{key}={now}: the checkpoint was trained with {before}, so the run would not go on in the same "
-                "order. Give it that value again, or start a new run."
-            )
-
     def _warn_of_other_bins(self) -> None:
-        trained_on = self._resumed.get("train_sha256")
-        if trained_on not in (None, self._order["train_sha256"]) and not getattr(rank_zero_only, "rank", 0):
+        if self._is_of_other_bins and not getattr(rank_zero_only, "rank", 0):
             print(
                 f"scratchlm: warning: data.folder={self.folder}: not the bins that the checkpoint was trained on. "
                 "Where they hold text of its training, the scores are too good.",

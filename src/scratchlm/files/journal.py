@@ -97,3 +97,23 @@ def _cut_broken_end(path: Path) -> None:
     if path.exists() and (end := path.read_bytes()) and not end.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(end.rfind(b"\n") + 1)
+
+
+def read_marked(path: str | Path, **marks: type) -> list[dict[str, Any]]:
+    """All whole lines of a journal of which each must hold some keys.
+
+    Args:
+        path: The journal; without that file there are no lines.
+        **marks: Key -> type of its value.
+
+    Raises:
+        BrokenState: A line is damaged, or lacks one of them.
+    """
+    entries = read_journal(path)
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in marks.items()):
+            raise BrokenState(
+                f"{path}: line {number:,} is damaged: it is to hold {' and '.join(marks)}. Remove that line, or move "
+                "the file away."
+            )
+    return entries

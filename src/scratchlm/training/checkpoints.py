@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.files.whole import remove_leftovers, unwritable, whole_file
-from scratchlm.model.checkpoint import read, verify
+from scratchlm.model.checkpoint import load, read, verify
 from scratchlm.training.loggers import say
 from scratchlm.training.task import task_of
 
@@ -49,10 +49,10 @@ class WholeCheckpointIO(CheckpointIO):
 
         Raises:
             MissingFile: There is none.
+            BadValue: It holds code, or names a class to be made.
             BrokenState: It is damaged.
         """
-        verify(path)
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        checkpoint: dict[str, Any] = load(path, map_location or "cpu")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:

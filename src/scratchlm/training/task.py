@@ -335,6 +335,7 @@ class NextTokenTask(LightningModule):
             self.global_step * self.corpus.get("global_batch_size", 0),
             configuration=self.configuration,
             validation_owed=self.validation_owed,
+            order=self.corpus.get("order", {}),
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -347,11 +348,10 @@ class NextTokenTask(LightningModule):
         if block is None:
             raise BadValue("--ckpt_path: not a checkpoint of scratchlm fit. Name one from a run's checkpoints folder.")
         checkpoint_file.require_same_shape(self.gpt.settings, block["gpt_settings"])
-        if "tokenizer" in self.corpus and block["tokenizer_json"] != self.corpus["tokenizer"]:
-            raise BadValue(
-                "data.folder: its tokenizer is not the one that the checkpoint was trained with, so ids would mean "
-                "other text. Name the folder of that run."
-            )
+        if "tokenizer" in self.corpus:
+            spelled = (self.corpus["tokenizer"], block["tokenizer_json"])
+            now, before = ({"tokenizer.json": checkpoint_file.text_sha256(text)} for text in spelled)
+            checkpoint_file.require_same_order(now, before, "of this run")
         _place_loops(checkpoint, self.trainer.accumulate_grad_batches, block.get("validation_owed", False))
         if self.trainer.state.fn != "fit":
             checkpoint["callbacks"] = {}  # Lightning would warn of those that only fit has
