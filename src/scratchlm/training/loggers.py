@@ -80,6 +80,11 @@ class MetricsLogger(Logger):
         self._journal.append(marks | dict(metrics))
 
     @rank_zero_only
+    def save(self) -> None:
+        """Waits until every line is on the disk: before a checkpoint is written, which is then never ahead of them."""
+        self._journal.sync()
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Closes the file; a later line opens it again, as the same attempt."""
         self._journal.close()
