@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +151,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_counts_below_one_are_refused(settings):
     with pytest.raises(BadValue, match=rf"checkpoint.{next(iter(settings))}=0"):
         Checkpoints(**settings)
+
+
+@pytest.fixture(scope="module")
+def killed_saves(tmp_path_factory):
+    """What dying_saves.py tells of each kill amid the saves of steps 6 and 7, best.ckpt and pruning between them."""
+    command = [sys.executable, "-m", "tests.training.dying_saves", str(tmp_path_factory.mktemp("killed"))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_it_or_the_new_one(killed_saves):
+    places = [kill["where"] for kill in killed_saves]
+    assert sum("open" in place for place in places) == 3, "step 6, best.ckpt, step 7"
+    assert sum("rename" in place for place in places) == 3
+    assert sum("remove" in place and ".partial" not in place for place in places) == 2, "both prunings"
+    assert sum("fsync" in place for place in places) >= 6
+    assert sum("byte" in place for place in places) == 7
+    assert sum(bool(kill["half"]) for kill in killed_saves) >= 10, "the kills were meant to leave half-written files"
+    for kill in killed_saves:
+        assert kill["newest"] in (4, 6, 7), kill
+        assert kill["newest"] == max(kill["whole"]), kill
+        assert kill["best"] in (6, 7), kill
+        assert not [name for name in kill["left"] if name.startswith(".")], kill
+    undisturbed = next(kill for kill in killed_saves if kill["where"] == "none")
+    assert undisturbed["left"] == ["best.ckpt", "step-00000006.ckpt", "step-00000007.ckpt"]
