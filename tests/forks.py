@@ -14,27 +14,41 @@ from typing import Any
 CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "fcntl.flock")
 
 
-def forked(task: Callable[[], object]) -> tuple[bool, str]:
-    """Whether the task was killed, and what it wrote on standard error."""
+def fork() -> tuple[int, str] | None:
+    """None in the child; in the parent, once the child has ended, its status and what it wrote on standard error.
+
+    The status is minus the signal's number where one ended it.
+    """
     reads, writes = os.pipe()
+    sys.stderr.flush()
+    sys.stdout.flush()
     process = os.fork()
     if not process:
         os.dup2(writes, 2)
         os.close(reads)
         os.close(writes)
+        return None
+    os.close(writes)
+    with open(reads, encoding="utf-8") as file:
+        said = file.read()
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status), said
+
+
+def forked(task: Callable[[], object]) -> tuple[bool, str]:
+    """Whether the task was killed, and what it wrote on standard error."""
+    ended = fork()
+    if ended is None:
         try:
             task()
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    os.close(writes)
-    with open(reads, encoding="utf-8") as file:
-        said = file.read()
-    _, status = os.waitpid(process, 0)
-    if status not in (0, signal.SIGKILL):
+    status, said = ended
+    if status not in (0, -signal.SIGKILL):
         sys.exit(f"status {status}: {said}")
-    return status == signal.SIGKILL, said
+    return status == -signal.SIGKILL, said
 
 
 def die_at(number: int, folder: str, noted: Path, torn: bool = False) -> None:

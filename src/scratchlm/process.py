@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 
 from scratchlm.errors import BadValue
 
@@ -50,3 +51,12 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(2**31 - 1))
     libc.mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """The pid of the loader's worker whose end torch tells by this error; None where it tells of something else.
+
+    It is raised wherever the process happens to be when the worker ends, inside other libraries too.
+    """
+    told = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    return told[1] if told else None

@@ -32,6 +32,7 @@ from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.probe import choose
 from scratchlm.process import keep_freed_memory
 from scratchlm.ranks import Ranks, StopTogether
+from scratchlm.run_faults import fault_advice
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_memory import choose_micro_batch_size, memory_advice, vocab_size
 from scratchlm.run_settings import check_trainer_keys, check_values, require_same_order
@@ -218,7 +219,7 @@ class RunCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "fit" and self.config.fit.trainer.accelerator == "cpu":
             keep_freed_memory()
-        with memory_advice(self.config[subcommand]):
+        with memory_advice(self.config[subcommand]), fault_advice(self.config[subcommand]):
             try:
                 super()._run_subcommand(subcommand)
             except SystemExit as stop:  # how Lightning 2.6 ends at SIGTERM and Ctrl-C, with status 0 and 1

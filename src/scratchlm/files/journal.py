@@ -90,7 +90,7 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
         BrokenState: A line before the last whole one is damaged, which neither a kill nor a power cut does.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():  # a device would have no end
         return []
     entries = []
     damaged = None

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from scratchlm.files.journal import Journal, read_journal
+from scratchlm.process import lost_worker
 
 METRICS_FILE = "metrics.jsonl"
 _MARKS = ("attempt", "step", "tokens", "time")  # keys of a line that are no metrics
@@ -166,6 +167,8 @@ class WandbRun(WandbLogger):
         try:
             self.experiment.log(named | {"tokens": (step or 0) * self.tokens_per_step})
         except Exception as error:  # W&B is a mirror: whatever breaks there is no reason to stop
+            if lost_worker(error):
+                raise
             self._give_up(error)
 
     @rank_zero_only

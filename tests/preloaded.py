@@ -1,0 +1,151 @@
+"""The command, again and again, in forks of one process that has imported everything: a run without its start.
+
+As a script, python -m tests.preloaded, it is that process; `Preloaded` starts and asks it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+IMPORTED = ("scratchlm.run", "scratchlm.cli", "wandb", "torch._inductor", "torch._dynamo", "tests.wrecking")
+
+
+@dataclass
+class Run:
+    """One start of the command, and how it went."""
+
+    pid: int
+    _parts: list[str]
+    _reader: threading.Thread
+    _wait: Callable[[int], int]
+    _status: int | None = None
+
+    def status(self) -> int:
+        """Waits for the end; minus the signal's number where one ended it."""
+        if self._status is None:
+            self._status = self._wait(self.pid)
+            self._reader.join(5)
+        return self._status
+
+    @property
+    def said(self) -> str:
+        """What it has written on stdout and stderr so far."""
+        return "".join(self._parts)
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that begin as an error does, and any sign of a traceback."""
+        marks = ("scratchlm: error:", "Traceback", "Exception", "Error:")
+        return [line for line in self.said.splitlines() if line.startswith(marks)]
+
+    def stop_when(self, is_time: Callable[[], object], how: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal as soon as something holds."""
+        deadline = time.monotonic() + 60
+        while not is_time():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.005)
+        os.kill(self.pid, how)
+
+
+class Preloaded:
+    """Starts the command in forks of a process that it begins at the first of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._n_runs = 0
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "WANDB_MODE": "disabled"}
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, "-m", "tests.preloaded"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=folder, text=True
+        )
+
+    def start(self, *words: str, wrecked: str = "", **environment: str | None) -> Run:
+        """Starts `scratchlm ...` in the folder.
+
+        Args:
+            words: The command line.
+            wrecked: Python to run in that process before, with the functions of `tests.wrecking` at hand.
+            environment: Variables to set, or, where None, to take away.
+        """
+        self._n_runs += 1
+        said = self.folder / f".said-{self._n_runs}"  # no file, whose size a test may limit
+        os.mkfifo(said)
+        parts: list[str] = []
+
+        def read() -> None:
+            with said.open(errors="replace") as file:
+                parts.extend(file)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        asked = {"words": words, "wrecked": wrecked, "environment": environment, "said": str(said)}
+        return Run(self._ask(asked), parts, reader, lambda pid: self._ask({"pid": pid}))
+
+    def run(self, *words: str, wrecked: str = "", **environment: str | None) -> Run:
+        """Starts and waits for the end."""
+        run = self.start(*words, wrecked=wrecked, **environment)
+        run.status()
+        return run
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _ask(self, question: dict[str, object]) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+
+def main() -> None:
+    """Serves; a child returns as the command itself does."""
+    import importlib
+
+    for module in IMPORTED:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "pid" in asked:
+            _, status = os.waitpid(asked["pid"], 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
+        child = os.fork()
+        if not child:
+            return _command(asked)
+        print(child, flush=True)
+    return None
+
+
+def _command(asked: dict) -> None:
+    from scratchlm.cli import main as command
+    from tests import wrecking
+
+    log = os.open(asked["said"], os.O_WRONLY)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdin, sys.stdout, sys.stderr = (open(i, "w" if i else "r", buffering=1, closefd=False) for i in range(3))
+    for name, value in asked["environment"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    sys.argv = ["scratchlm", *asked["words"]]
+    exec(asked["wrecked"], vars(wrecking).copy())
+    command()
+
+
+if __name__ == "__main__":
+    main()
