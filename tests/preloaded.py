@@ -3,6 +3,8 @@
 As a script, python -m tests.preloaded, it is that process; `Preloaded` starts and asks it.
 """
 
+import atexit
+import importlib
 import json
 import os
 import signal
@@ -10,9 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 IMPORTED = ("scratchlm.run", "scratchlm.cli", "wandb", "torch._inductor", "torch._dynamo", "tests.wrecking")
 
@@ -109,9 +113,7 @@ class Preloaded:
 
 
 def main() -> None:
-    """Serves; a child returns as the command itself does."""
-    import importlib
-
+    """Serves."""
     for module in IMPORTED:
         importlib.import_module(module)
     for line in sys.stdin:
@@ -122,29 +124,42 @@ def main() -> None:
             continue
         child = os.fork()
         if not child:
-            return _command(asked)
+            _command(asked)
         print(child, flush=True)
-    return None
 
 
-def _command(asked: dict) -> None:
-    from scratchlm.cli import main as command
+def _command(asked: dict) -> NoReturn:
     from tests import wrecking
+
+    from scratchlm.cli import main as command
 
     log = os.open(asked["said"], os.O_WRONLY)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdin, sys.stdout, sys.stderr = (open(i, "w" if i else "r", buffering=1, closefd=False) for i in range(3))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(i, "w", buffering=1, closefd=False) for i in (1, 2))  # noqa: SIM115
     for name, value in asked["environment"].items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
     sys.argv = ["scratchlm", *asked["words"]]
-    exec(asked["wrecked"], vars(wrecking).copy())
-    command()
+    status: object = 0
+    try:
+        exec(asked["wrecked"], vars(wrecking).copy())
+        command()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not as Python ends: a fork that frees what its parent imported copies page after page of it, for seconds.
+    os._exit(status if isinstance(status, int) else 1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 def at_step(step: int, wreck: Callable[[], object]) -> None:
     """Calls `wreck` before the first batch that follows a step."""
     from lightning.pytorch import Trainer
+
     from scratchlm.training.throughput import Throughput
 
     original = Throughput.on_train_batch_end

@@ -1,16 +1,23 @@
 """Faults of a run's surroundings that its libraries tell by a traceback, each as the one line that says what to do."""
 
+import multiprocessing
+import re
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch._C import _error_if_any_worker_fails
 
 from scratchlm.errors import BadValue, BrokenState, UserError
 from scratchlm.process import lost_worker
 
 # What torch says of an id that the embedding has no row for, on a CPU and, far from where it happened, on CUDA.
 _BEYOND_VOCABULARY = ("index out of range in self", "device-side assert triggered")
+
+_SECONDS_TO_END = 0.5  # from a worker's line breaking off to its end; chosen, not tuned
 
 
 @contextmanager
@@ -30,13 +37,15 @@ def fault_advice(config: Namespace) -> Iterator[None]:
         raise
     except MisconfigurationException as error:
         raise BadValue(f"trainer: {_first_line(error)}") from error
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, OSError, EOFError) as error:
         text = str(error)
-        if pid := lost_worker(error):
-            n_workers = config.data.num_workers
+        n_workers = config.data.num_workers
+        if n_workers and (lost := _loss_of_a_worker(error)):
+            _end_workers()
             raise BrokenState(
-                f"data.num_workers={n_workers}: the worker process {pid} has ended ({_cause(text)}). Where memory ran "
-                "out, give fewer workers, or 0. The checkpoints are as they were: go on by --ckpt_path last."
+                f"data.num_workers={n_workers}: the worker process {lost_worker(lost)} has ended ({_cause(lost)}). "
+                "Where memory ran out, give fewer workers, or 0. The checkpoints are as they were: go on by "
+                "--ckpt_path last."
             ) from error
         if any(words in text for words in _BEYOND_VOCABULARY):
             raise BrokenState(
@@ -49,10 +58,33 @@ def fault_advice(config: Namespace) -> Iterator[None]:
         raise
 
 
-def _cause(text: str) -> str:
+def _loss_of_a_worker(error: BaseException) -> BaseException | None:
+    """What torch says of a worker's end: the error itself, or what stands behind a line that broke off."""
+    deadline = time.monotonic() + (_SECONDS_TO_END if isinstance(error, OSError | EOFError) else 0)
+    while not lost_worker(error):
+        try:
+            _error_if_any_worker_fails()
+        except RuntimeError as told:
+            return told
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.01)
+    return error
+
+
+def _end_workers() -> None:
+    """Ends the workers that are left: at this process's end torch waits five seconds for one that waits for a lock."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+            process.join()
+
+
+def _cause(error: BaseException) -> str:
     """What torch says of a worker's end, without the pid."""
-    return text.split(") ", 1)[-1].splitlines()[0].rstrip(". ")
+    return re.sub(r".*?\(pid(\(s\))? [\d, ]+\) ", "", _first_line(error))
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

@@ -79,9 +79,7 @@ def main() -> None:
     """Takes one argument, the run folder."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    trainer = tiny_run.tiny_trainer(
-        folder, max_steps=ENDS, every_steps=2, val_every_steps=3
-    )
+    trainer = tiny_run.tiny_trainer(folder, max_steps=ENDS, every_steps=2, val_every_steps=3)
     trainer.callbacks.insert(0, ForkBeforeSaves(folder))  # before Checkpoints
     trainer.fit(tiny_run.tiny_task(), tiny_run.TinyData())
 

@@ -100,9 +100,7 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
             if entry is None:
                 damaged = damaged or number
             elif damaged:
-                raise BrokenState(
-                    f"{path}: line {damaged:,} is damaged. Remove that line, or move the file away."
-                )
+                raise BrokenState(f"{path}: line {damaged:,} is damaged. Remove that line, or move the file away.")
             else:
                 entries.append(entry)
     return entries

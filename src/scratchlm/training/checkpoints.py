@@ -28,7 +28,7 @@ class WholeCheckpointIO(CheckpointIO):
     """Streams a checkpoint to a file that is there whole or not at all, and loads nothing but plain values."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint without a second copy in memory, and reads it back from the disk before it takes its name.
+        """Writes a checkpoint without a second copy in memory, and reads it back before it takes its name.
 
         Raises:
             BrokenState: The disk is full or broken, or the folder cannot be written or its parent is gone; what stood
