@@ -7,7 +7,6 @@ import atexit
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +25,7 @@ class Run:
     """One start of the command, and how it went."""
 
     pid: int
-    _parts: list[str]
+    _lines: list[tuple[float, str]]
     _reader: threading.Thread
     _wait: Callable[[int], int]
     _status: int | None = None
@@ -41,21 +40,18 @@ class Run:
     @property
     def said(self) -> str:
         """What it has written on stdout and stderr so far."""
-        return "".join(self._parts)
+        return "".join(line for _, line in self._lines)
 
-    @property
-    def errors(self) -> list[str]:
-        """The lines that begin as an error does, and any sign of a traceback."""
-        marks = ("scratchlm: error:", "Traceback", "Exception", "Error:")
-        return [line for line in self.said.splitlines() if line.startswith(marks)]
+    def said_at(self, words: str) -> float:
+        """When the first line with these words came, by time.monotonic."""
+        return next(seconds for seconds, line in self._lines if words in line)
 
-    def stop_when(self, is_time: Callable[[], object], how: signal.Signals = signal.SIGKILL) -> None:
-        """Sends a signal as soon as something holds."""
+    def wait_until(self, is_time: Callable[[], object]) -> None:
+        """Returns as soon as something holds."""
         deadline = time.monotonic() + 60
         while not is_time():
             assert time.monotonic() < deadline, self.said
             time.sleep(0.005)
-        os.kill(self.pid, how)
 
 
 class Preloaded:
@@ -82,16 +78,16 @@ class Preloaded:
         self._n_runs += 1
         said = self.folder / f".said-{self._n_runs}"  # no file, whose size a test may limit
         os.mkfifo(said)
-        parts: list[str] = []
+        lines: list[tuple[float, str]] = []
 
         def read() -> None:
             with said.open(errors="replace") as file:
-                parts.extend(file)
+                lines.extend((time.monotonic(), line) for line in file)
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         asked = {"words": words, "wrecked": wrecked, "environment": environment, "said": str(said)}
-        return Run(self._ask(asked), parts, reader, lambda pid: self._ask({"pid": pid}))
+        return Run(self._ask(asked), lines, reader, lambda pid: self._ask({"pid": pid}))
 
     def run(self, *words: str, wrecked: str = "", **environment: str | None) -> Run:
         """Starts and waits for the end."""

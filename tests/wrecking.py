@@ -5,12 +5,15 @@ import json
 import os
 import resource
 import shutil
+import sys  # noqa: F401  # for the wrecks that tests write
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.forks import fork
 
+_PR_SET_KEEPCAPS = 8
+_NOBODY = 54_321
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 
 
@@ -88,22 +91,28 @@ def full_disk(n_bytes: int) -> None:
 
 
 def no_rights_of_root() -> None:
-    """Permissions of files bind root too; others have no such rights anyway.
+    """Permissions of files bind root too; others have no such rights anyway."""
+    if not os.geteuid():
+        _keep_capabilities(lambda given: given & ~(1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH))
 
-    The process's own capabilities, as the bounding set alone takes effect at the next exec.
-    """
-    if os.geteuid():
-        return
+
+def nobody() -> None:
+    """From root to a user that no list of users has; it may still read everything, for Python may lie in root's home."""
+    ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setgid(_NOBODY)
+    os.setuid(_NOBODY)
+    _keep_capabilities(lambda _: 1 << _CAP_DAC_READ_SEARCH)
+
+
+def _keep_capabilities(kept: Callable[[int], int]) -> None:
+    """Of this process itself: taking one from the bounding set shows at the next exec only."""
     libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
-    data = (ctypes.c_uint32 * 6)()
-    if libc.capget(header, data):
-        raise OSError(ctypes.get_errno(), "capget")
-    lost = 1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH
-    data[0] &= ~lost
-    data[1] &= ~lost
-    if libc.capset(header, data):
-        raise OSError(ctypes.get_errno(), "capset")
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # linux/capability.h: version 3, this process
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, each in two halves
+    assert not libc.capget(header, data), os.strerror(ctypes.get_errno())
+    data[0] = data[1] = kept(data[1])
+    assert not libc.capset(header, data), os.strerror(ctypes.get_errno())
 
 
 def jump(seconds: float) -> None:
@@ -111,3 +120,21 @@ def jump(seconds: float) -> None:
     now, now_ns = time.time, time.time_ns
     time.time = lambda: now() + seconds
     time.time_ns = lambda: now_ns() + int(seconds * 1e9)
+
+
+def flip_what_is_written() -> None:
+    """One bit of each file is another on the disk than it was when it was handed to the system."""
+    fsync = os.fsync
+
+    def flip(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        if size > 10_000:  # a checkpoint
+            path = f"/proc/self/fd/{descriptor}"
+            with open(path, "r+b") as file:
+                file.seek(size // 2)
+                byte = file.read(1)
+                file.seek(size // 2)
+                file.write(bytes([byte[0] ^ 1]))
+        fsync(descriptor)
+
+    os.fsync = flip

@@ -1,6 +1,7 @@
 """What a process that computes asks of its libraries and its surroundings; nothing here changes a result."""
 
 import ctypes
+import getpass
 import os
 import platform
 import re
@@ -37,6 +38,14 @@ def require_compiler_cache() -> None:
                 f"TORCHINDUCTOR_CACHE_DIR={folder}: this folder of torch's compiler cannot be made "
                 f"({error.strerror}). Name another, or leave it out."
             ) from error
+
+
+def have_a_name() -> None:
+    """Gives a user without an entry in the list of users, as containers have them, a name: torch's compiler asks."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 def keep_freed_memory() -> None:

@@ -273,9 +273,9 @@ def _wandb_host() -> str:
 def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    path = os.path.expanduser(os.environ.get("NETRC", "~/.netrc"))  # Path's own raises where nobody has a home
     host = urlparse(_wandb_host()).hostname or ""
     try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
+        return netrc.netrc(path).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
