@@ -98,8 +98,10 @@ class Preloaded:
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def _ask(self, question: dict[str, object]) -> int:
         assert self._process.stdin is not None

@@ -97,7 +97,7 @@ def no_rights_of_root() -> None:
 
 
 def nobody() -> None:
-    """From root to a user that no list of users has; it may still read everything, for Python may lie in root's home."""
+    """From root to a user that no list of users has; it may still read all, as Python may lie in root's home."""
     ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
     os.setgid(_NOBODY)

@@ -42,14 +42,13 @@ class WholeCheckpointIO(CheckpointIO):
             )
         if not path.parent.is_dir():
             say(f"{path.parent}: is gone, and with it the checkpoints so far; it is made anew")
-        with told_if_unwritable(path):
-            require_space(path, sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(checkpoint)}.values()))
+        require_space(path, sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(checkpoint)}.values()))
+        with whole_file(path, check=partial(_check_written, path)) as file:
             try:
-                with whole_file(path, check=partial(_check_written, path)) as file:
-                    torch.save(checkpoint, file)
+                torch.save(checkpoint, file)
             except RuntimeError as error:
                 # torch's writer hides the error of the disk behind a complaint about its own position.
-                if isinstance(error.__context__, OSError) and not isinstance(error, UserError):
+                if isinstance(error.__context__, OSError):
                     raise error.__context__ from error
                 raise
 
