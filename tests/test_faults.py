@@ -44,7 +44,7 @@ SIZES = [
 
 # What befalls the run behind step 6: step 4 is saved, step 8 is not, and nothing is in metrics.jsonl before step 12.
 # Of a full disk: nothing, a few bytes, the headers, the middle of the tensors and almost all of the file fit.
-FULL = {f"full-{n_bytes}": f"full_disk({n_bytes})" for n_bytes in (0, 3, 4_000, 40_000, 90_000)}
+FULL = {f"full-{n_bytes}": f"full_disk({n_bytes})" for n_bytes in (0, 3, 4_000, 40_000, 63_000)}
 WRECKS = FULL | {
     "undisturbed": "",
     "no-room-for-metrics": "(run / 'metrics.jsonl').symlink_to('/dev/full')",

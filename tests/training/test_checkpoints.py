@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,66 @@ def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_it_or_the_ne
         assert not [name for name in kill["left"] if name.startswith(".")], kill
     undisturbed = next(kill for kill in killed_saves if kill["where"] == "none")
     assert undisturbed["left"] == ["best.ckpt", "step-00000006.ckpt", "step-00000007.ckpt"]
+
+
+def test_whatever_lies_where_the_newest_checkpoint_should_is_passed_over_and_told(tiny, run_folder, capsys):
+    folder = run_folder / "checkpoints"
+    whole = (folder / "step-00000008.ckpt").read_bytes()
+    middle = len(whole) // 2
+    damaged = {
+        "empty": b"",
+        "cut short": whole[:middle],
+        "a byte short": whole[:-1],
+        "a bit of the data": whole[: len(whole) // 2]
+        + bytes([whole[len(whole) // 2] ^ 1])
+        + whole[len(whole) // 2 + 1 :],
+        "a bit of the first header": bytes([whole[0] ^ 1]) + whole[1:],
+        "a bit of the directory": whole[:-60] + bytes([whole[-60] ^ 255]) + whole[-59:],
+        "another kind": b"PK" + b"x" * 1000,
+    }
+    newest = folder / "step-00000010.ckpt"
+    for what, content in damaged.items():
+        newest.write_bytes(content)
+        passed_over = {}
+        assert newest_whole(folder, passed_over) == folder / "step-00000008.ckpt", what
+        assert str(newest) in passed_over["step-00000010.ckpt"], what
+        assert passed_over["step-00000010.ckpt"] in capsys.readouterr().err
+    newest.unlink()
+    newest.mkdir()
+    assert newest_whole(folder) == folder / "step-00000008.ckpt"
+    (folder / "step-00000011.ckpt").symlink_to("nowhere")
+    assert newest_whole(folder) == folder / "step-00000008.ckpt"
+    # A folder of that name is not pruned, nor does it stop a training.
+    tiny.tiny_trainer(run_folder, max_steps=12, every_steps=4).fit(
+        tiny.tiny_task(), tiny.TinyData(), ckpt_path=folder / "step-00000008.ckpt"
+    )
+    assert newest_whole(folder) == folder / "step-00000012.ckpt"
+    assert "step-00000010.ckpt: cannot be removed" in capsys.readouterr().err
+
+
+def test_a_save_that_cannot_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "step-00000001.ckpt"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_999))
+    with pytest.raises(BrokenState, match=r"step-00000001\.ckpt: 4,000 bytes are needed and 3,999 are free"):
+        WholeCheckpointIO().save_checkpoint({"a": [torch.zeros(1000)]}, path)
+    assert not path.parent.exists() or not list(path.parent.iterdir())
+
+
+def test_the_metrics_are_on_the_disk_before_a_checkpoint_is(tiny, tmp_path, monkeypatch):
+    synced = []
+    fsync, rename = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def note_rename(source, target):
+        synced.append(f"rename {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    tiny.tiny_trainer(tmp_path, max_steps=2, every_steps=1, val_every_steps=9).fit(tiny.tiny_task(), tiny.TinyData())
+    assert synced.index("metrics.jsonl") < synced.index("rename step-00000001.ckpt")
+    assert synced.count("metrics.jsonl") >= sum(call.startswith("rename") for call in synced)

@@ -157,3 +157,14 @@ def test_a_folder_that_wandb_cannot_write_stops_no_training(tiny, tmp_path, caps
     assert len(read_metrics(tmp_path)) == 2
     assert "Going on without it; metrics.jsonl has every number." in capsys.readouterr().err
     assert wandb.run is None
+
+
+def test_a_lost_loader_worker_that_torch_tells_inside_wandb_is_no_fault_of_wandbs(tmp_path):
+    class Told:
+        def log(self, *_):
+            raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    run = WandbRun(tmp_path, "worker", 128, "disabled", {})
+    run._experiment = Told()
+    with pytest.raises(RuntimeError, match="worker"):
+        run.log_metrics({"train/loss": 1.0}, step=1)
