@@ -97,7 +97,7 @@ def test_cutting_a_broken_end_takes_no_memory_for_the_file(tmp_path: Path, run_a
     script = """
 import resource, sys
 from scratchlm.files.journal import Journal
-used = int(re.search(r"VmData:\\\\s+(\\\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
+used = int(re.search(r"VmData:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 50_000_000,) * 2)
 Journal(sys.argv[1]).append({"step": 4})
 """

@@ -193,7 +193,7 @@ def test_whatever_lies_where_the_newest_checkpoint_should_is_passed_over_and_tol
         + bytes([whole[len(whole) // 2] ^ 1])
         + whole[len(whole) // 2 + 1 :],
         "a bit of the first header": bytes([whole[0] ^ 1]) + whole[1:],
-        "a bit of the directory": whole[:-60] + bytes([whole[-60] ^ 255]) + whole[-59:],
+        "a bit of the directory": whole[:-22] + bytes([whole[-22] ^ 1]) + whole[-21:],
         "another kind": b"PK" + b"x" * 1000,
     }
     newest = folder / "step-00000010.ckpt"
