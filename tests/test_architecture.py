@@ -56,6 +56,7 @@ def test_every_folder_of_the_package_is_a_room() -> None:
         "process",
         "ranks",
         "run",
+        "run_faults",
         "run_folder",
         "run_memory",
         "run_settings",

@@ -13,7 +13,7 @@ import torch
 from tests.test_cli import TINY
 
 from scratchlm.data.windows import window_starts
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 Command = Callable[..., None]
 

@@ -19,7 +19,7 @@ from tests.test_journey import write_stories
 
 from scratchlm.data.tracing import Tracer
 from scratchlm.ranks import Ranks
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS, GLOBAL, MICRO = 30, 8, 2

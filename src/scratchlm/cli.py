@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser, auto_cli, get_loader
 from scratchlm import __version__
 from scratchlm.errors import BadValue, MissingFile, UserError
 from scratchlm.files.whole import temporary_folder
-from scratchlm.process import require_compiler_cache, wait_briefly
+from scratchlm.process import have_a_name, require_compiler_cache, wait_briefly
 
 VERBS = {
     "prepare": "text -> tokenizer -> bins, as the data: part of a YAML says",
@@ -104,6 +104,7 @@ def _run(argv: list[str]) -> None:
     elif verb == "prefetch":
         _prefetch(rest)
     elif verb in _TRAINER_VERBS:
+        have_a_name()
         require_compiler_cache()
         importlib.import_module("scratchlm.run").run(argv)
     elif verb == "corpus":

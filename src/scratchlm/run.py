@@ -32,6 +32,7 @@ from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.probe import choose
 from scratchlm.process import keep_freed_memory
 from scratchlm.ranks import Ranks
+from scratchlm.run_faults import fault_advice
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_memory import choose_micro_batch_size, memory_advice, vocab_size
 from scratchlm.run_settings import changes, check_trainer_keys, check_values, require_resumable, without_classes
@@ -230,7 +231,7 @@ class RunCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "fit" and self.config.fit.trainer.accelerator == "cpu":
             keep_freed_memory()
-        with memory_advice(self.config[subcommand]):
+        with memory_advice(self.config[subcommand]), fault_advice(self.config[subcommand]):
             try:
                 super()._run_subcommand(subcommand)
             except Stopped as stop:

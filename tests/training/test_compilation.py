@@ -15,7 +15,7 @@ from tests.training.tiny_run import TinyData, tiny_task, tiny_trainer
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.training import compilation
 from scratchlm.training.compilation import Compilation
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 from scratchlm.training.task import NextTokenTask
 
 

@@ -14,7 +14,7 @@ from scratchlm.errors import BrokenState
 from scratchlm.training.checkpoints import newest_whole, step_checkpoints
 from scratchlm.training.divergence import DivergenceGuard
 from scratchlm.training.events import read_events
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 from scratchlm.training.task import NextTokenTask
 
 

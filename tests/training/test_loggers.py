@@ -211,3 +211,14 @@ def test_samples_that_were_drawn_before_a_run_went_back_are_left_out(tmp_path):
         samples.append({"step": step, "tokens": 0, "prompt": "", "completion": completion})
     samples.close()
     assert [row["completion"] for row in read_samples(tmp_path)] == ["a", "d", "e"]
+
+
+def test_a_lost_loader_worker_that_torch_tells_inside_wandb_is_no_fault_of_wandbs(tmp_path):
+    class Told:
+        def log(self, *_):
+            raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    run = WandbRun(tmp_path, "worker", 128, "disabled", {})
+    run._experiment = Told()
+    with pytest.raises(RuntimeError, match="worker"):
+        run.log_metrics({"train/loss": 1.0}, step=1)

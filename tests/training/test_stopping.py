@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 
 from scratchlm.training.checkpoints import newest_whole, step_checkpoints
 from scratchlm.training.events import read_events
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 from scratchlm.training.stopping import Stopped
 
 EXACT = ("train/loss", "train/gradient_norm", "val/loss")

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.training.divergence import DivergenceGuard
-from scratchlm.training.loggers import read_metrics
 from scratchlm.training.optimizers import learning_rate_at
 from scratchlm.training.progress import Progress
+from scratchlm.training.run_log import read_metrics
 
 
 def fit(tiny, folder, resume=None, micro=4, task=None, **settings):

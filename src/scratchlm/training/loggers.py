@@ -3,13 +3,16 @@
 import math
 import netrc
 import os
+import socket
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
@@ -18,11 +21,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from scratchlm.files.journal import Journal, read_journal
+from scratchlm.process import lost_worker
 from scratchlm.training.run_log import MARKS, METRICS_FILE, read_metrics, read_samples
 
 _UPLOAD_SECONDS = 300  # that W&B may lag behind a run when its process is killed (chosen, not tuned)
 
 _SAMPLE_COLUMNS = ("step", "tokens", "prompt", "completion")
+
+# How long W&B may hold up the start of a run; its own 90 s are far longer than where it works. Chosen, not tuned.
+_CONNECT_SECONDS, _WANDB_SECONDS = 5.0, 30.0
 
 WandbMode = Literal["online", "offline", "disabled"]
 
@@ -89,6 +96,11 @@ class MetricsLogger(Logger):
             if earlier and self._resumed_step is not None:
                 marks["resumed_step"] = self._resumed_step
         self._journal.append(marks | dict(metrics))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Waits until every line is on the disk: before a checkpoint is written, which is then never ahead of them."""
+        self._journal.sync()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -221,6 +233,9 @@ class WandbRun(WandbLogger):
         if mode == "online" and not _has_wandb_key():
             say("W&B: no key, so offline. Set WANDB_API_KEY to be online.")
             mode = "offline"
+        if mode == "online" and (why := _unreachable()):
+            say(f"W&B: {why}. Going on offline.")
+            mode = "offline"
         try:
             return self._init(mode)
         except Exception as error:
@@ -228,6 +243,10 @@ class WandbRun(WandbLogger):
                 self._give_up(error)
                 return self._experiment
             say(f"W&B: {_first_line(error)}. Going on offline.")
+            with suppress(Exception):
+                import wandb
+
+                wandb.teardown()  # it would hold the run's id for taken
         try:
             return self._init("offline")
         except Exception as error:
@@ -237,7 +256,9 @@ class WandbRun(WandbLogger):
     def _init(self, mode: str) -> Any:
         import wandb
 
-        settings = wandb.Settings(console="off", silent=True)  # the bar and the lines stay ours
+        settings = wandb.Settings(
+            console="off", silent=True, init_timeout=_WANDB_SECONDS
+        )  # the bar and the lines stay ours
         arguments = {key: value for key, value in self._wandb_init.items() if key not in ("mode", "anonymous")}
         run = wandb.init(**arguments, mode=mode, settings=settings)  # type: ignore[arg-type]
         if mode == "online":
@@ -251,6 +272,8 @@ class WandbRun(WandbLogger):
         return run
 
     def _give_up(self, error: Exception) -> None:
+        if lost_worker(error):  # which torch tells wherever the process happens to be
+            raise error
         import wandb
 
         say(f"W&B: {_first_line(error)}. Going on without it; {METRICS_FILE} has every number.")
@@ -272,12 +295,29 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def _unreachable() -> str | None:
+    """Why W&B's host cannot be reached, found out sooner than W&B does; None where it can, or is behind a proxy."""
+    if getproxies():
+        return None
+    address = urlparse(_wandb_host())
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        return f"{_wandb_host()} cannot be reached ({error.strerror or error})"
+    return None
+
+
+def _wandb_host() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
 def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = os.path.expanduser(os.environ.get("NETRC", "~/.netrc"))  # Path's own raises where nobody has a home
+    host = urlparse(_wandb_host()).hostname or ""
     try:
-        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: nobody knows where home is
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
         return False
