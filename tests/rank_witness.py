@@ -41,6 +41,9 @@ class Witness(Callback):
         self.file.write(json.dumps({"step": step, "rows": rows, "exchanges": self.n_exchanges}) + "\n")
         self.file.flush()
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        self.file.close()
+
 
 class Reader(Callback):
     """Appends the ids that the network was given in each micro-batch to a file, targets and all."""
@@ -56,13 +59,18 @@ class Reader(Callback):
 
 
 class Fault(Callback):
-    """Makes one process fail in a step: by a user's mistake, a bug of ours, or a signal to itself."""
+    """Makes one process fail in a step: by a mistake, a bug, an infinite loss, or a signal to itself."""
 
     def __init__(self, rank: int, step: int, kind: str) -> None:
         self.rank, self.step, self.kind = rank, step, kind
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        vars(pl_module).pop("loss", None)
         if trainer.global_rank != self.rank or batch_idx != (self.step - 1) * trainer.accumulate_grad_batches:
+            return
+        if self.kind == "infinite loss":
+            inner = pl_module.loss
+            vars(pl_module)["loss"] = lambda batch: inner(batch) + float("inf")
             return
         if self.kind == "mistake":
             raise BadValue("fault=1: made by the test. Do not make it.")

@@ -23,6 +23,7 @@ WITHOUT_TORCH = [
     *(f"scratchlm.files.{path.stem}" for path in (SOURCE / "files").glob("[!_]*.py")),
     *(f"scratchlm.data.{name}" for name in ("bins", "mixture", "windows", "preparation", "inspection", "tracing")),
     "scratchlm.cli",
+    "scratchlm.training.report",
 ]
 
 
@@ -55,6 +56,7 @@ def test_every_folder_of_the_package_is_a_room() -> None:
         "process",
         "ranks",
         "run",
+        "run_faults",
         "run_folder",
         "run_memory",
         "run_settings",

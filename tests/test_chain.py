@@ -15,7 +15,7 @@ from tests.test_cli import TEXT, TINY
 from scratchlm.data.bins import read_manifest, sealed
 from scratchlm.files.whole import sha256
 from scratchlm.model.checkpoint import KEY, read
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 Command = Callable[..., None]
 Refusal = Callable[..., str]

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from scratchlm.model.checkpoint import read
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 Command = Callable[..., None]
 

@@ -10,7 +10,7 @@ import yaml
 
 from scratchlm.model.checkpoint import read
 from scratchlm.text.tales import tales
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]

@@ -14,7 +14,7 @@ import yaml
 from tests.test_cli import TINY, write_text
 
 from scratchlm.model.checkpoint import read
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 Command = Callable[..., None]
 

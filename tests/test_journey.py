@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 OPENINGS = ["Once", "One day", "Long ago", "In the spring", "That night"]
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn"]
@@ -61,7 +61,8 @@ def command(folder: Path, *words: str) -> list[str]:
 
 def start(folder: Path, cwd: Path, *words: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"WANDB_MODE": "disabled"}
-    return subprocess.Popen(command(folder, *words), cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
+    arguments = command(folder, *words)
+    return subprocess.Popen(arguments, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def stop_after_step(process: subprocess.Popen[bytes], run: Path, step: int, by: signal.Signals) -> int:
@@ -70,7 +71,10 @@ def stop_after_step(process: subprocess.Popen[bytes], run: Path, step: int, by: 
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(by)
+    if by == signal.SIGKILL:
+        process.kill()
+    else:  # to all its processes, as a terminal's Ctrl-C and a scheduler's SIGTERM come
+        os.killpg(process.pid, by)
     return process.wait()
 
 
@@ -89,7 +93,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     statuses = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
     for name, (first, second) in ends.items():
         run = folder / name
-        assert stop_after_step(start(run, folder), run, 12, first) == statuses[first]
+        assert stop_after_step(start(run, folder, "--data.num_workers=2"), run, 12, first) == statuses[first]
         assert stop_after_step(start(run, folder, "--ckpt_path=last"), run, 33, second) == statuses[second]
         assert start(run, folder, "--ckpt_path=last").wait() == 0
     return folder
@@ -100,6 +104,11 @@ def test_a_run_goes_on_to_the_same_bit_however_it_was_stopped(journey: Path, nam
     assert len(curve(journey / "whole")) == 60 * 2 + 3
     assert curve(journey / name) == curve(journey / "whole")
     assert {line["attempt"] for line in read_metrics(journey / name)} == {1, 2, 3}
+
+
+def test_a_run_told_to_stop_makes_no_step_twice(journey: Path) -> None:
+    lines = [json.loads(line) for line in (journey / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 61))
 
 
 def test_the_model_learns(journey: Path) -> None:
@@ -113,6 +122,16 @@ def test_samples_are_kept_for_each_validation(journey: Path) -> None:
     rows = [json.loads(line) for line in (journey / "whole" / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} == {20, 40, 60}
     assert all(set(row) == {"step", "tokens", "prompt", "completion"} for row in rows)
+
+
+def test_the_report_tells_of_each_attempt(journey: Path) -> None:
+    words = ["report", "--run=killed", "--output=page.html"]
+    assert subprocess.check_output([sys.executable, "-m", "scratchlm", *words], cwd=journey, text=True) == "page.html\n"
+    page = (journey / "page.html").read_text(encoding="utf-8")
+    drawn = json.loads(page.split('id="run">')[1].split("</script>")[0])
+    assert [mark["attempt"] for mark in drawn["resumes"]] == [2, 3]
+    assert [len(series["steps"]) for series in drawn["charts"][0]["series"]] == [60, 3]
+    assert "<td>stories.txt</td>" in page
 
 
 def test_every_checkpoint_loads_with_weights_only_however_the_run_was_stopped(journey: Path) -> None:

@@ -21,7 +21,7 @@ from benchmarks.training import PEERS, ROOT, environment_of, fit_command, fit_se
 from benchmarks.turns import Contestant
 
 from scratchlm.cli import write_yaml
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 _BEGIN, _END = "<!-- {name}: begin -->", "<!-- {name}: end -->"
 _SAME_LOSS_NATS = 0.02  # between a run and its twin that was killed: a GPU adds in no fixed order; chosen, not tuned

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser, auto_cli, get_loader
 from scratchlm import __version__
 from scratchlm.errors import BadValue, MissingFile, UserError
 from scratchlm.files.whole import temporary_folder
-from scratchlm.process import require_compiler_cache, wait_briefly
+from scratchlm.process import have_a_name, require_compiler_cache, wait_briefly
 
 VERBS = {
     "prepare": "text -> tokenizer -> bins, as the data: part of a YAML says",
@@ -30,6 +30,7 @@ VERBS = {
     "test": "score a checkpoint on test.bin",
     "predict": "complete a file of prompts, to JSONL",
     "generate": "text out of a checkpoint; nothing else is needed",
+    "report": "a run folder -> one HTML page: curves, samples, corpus, and what happened to the run",
     "corpus": "check that bins are as they were written; show what stands in them",
     "trace": "which documents were in the batch of a step",
 }
@@ -39,6 +40,7 @@ CORPUS_VERBS = {
 }
 _FUNCTIONS = {
     "generate": "scratchlm.inference.completion:generate",
+    "report": "scratchlm.training.report:report",
     "corpus check": "scratchlm.data.inspection:check",
     "corpus show": "scratchlm.data.inspection:show",
     "trace": "scratchlm.data.tracing:trace",
@@ -102,6 +104,7 @@ def _run(argv: list[str]) -> None:
     elif verb == "prefetch":
         _prefetch(rest)
     elif verb in _TRAINER_VERBS:
+        have_a_name()
         require_compiler_cache()
         importlib.import_module("scratchlm.run").run(argv)
     elif verb == "corpus":

@@ -1,8 +1,10 @@
 """What a process that computes asks of its libraries and its surroundings; nothing here changes a result."""
 
 import ctypes
+import getpass
 import os
 import platform
+import re
 
 from scratchlm.errors import BadValue
 
@@ -38,6 +40,14 @@ def require_compiler_cache() -> None:
             ) from error
 
 
+def have_a_name() -> None:
+    """Gives a user without an entry in the list of users, as containers have them, a name: torch's compiler asks."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+
+
 def keep_freed_memory() -> None:
     """Has what is freed stay with this process for its next tensor; under glibc, elsewhere it does nothing.
 
@@ -50,3 +60,12 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(2**31 - 1))
     libc.mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """The pid of the loader's worker whose end torch tells by this error; None where it tells of something else.
+
+    It is raised wherever the process happens to be when the worker ends, inside other libraries too.
+    """
+    told = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    return told[1] if told else None

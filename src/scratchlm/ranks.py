@@ -5,7 +5,6 @@ once. Here it comes to the same: the first checks, prepares and opens the run fo
 """
 
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -15,16 +14,14 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import (  # type: ignore[attr-defined]  # torch's stubs export none of the stores
     DistError,
     PrefixStore,
@@ -36,11 +33,13 @@ from scratchlm.cli import report
 from scratchlm.errors import BadValue, BrokenState, UserError
 from scratchlm.training.loggers import say
 from scratchlm.training.sharding import ShardedStrategy
+from scratchlm.training.stopping import Stopped
 
 # All chosen, not tuned.
 _JOIN_SECONDS = 600  # for the first process of a job to be reachable: nodes do not begin at once
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 3.0  # for a process to end by itself once another has failed, before it is ended
+_CLOSING_SECONDS = 60.0  # for the first process to close the run's files and W&B, when all stop together
 
 _GO, _ENDING, _STATUS = "go", "ending", "status"
 
@@ -171,7 +170,9 @@ class Ranks:
             return
         if isinstance(error, SystemExit | KeyboardInterrupt):  # it has said what there was to say
             status = 130 if isinstance(error, KeyboardInterrupt) else error.code or 0
-            if status or not self._has_gone:
+            if isinstance(error, Stopped) and not self.is_first:  # which closes what it has open, and tells
+                self._wait_while(lambda: not self._is_set(_STATUS), _CLOSING_SECONDS)
+            elif status or not self._has_gone:
                 if self._is_first_to_end():
                     self._tell(status if isinstance(status, int) else 1)
                 else:
@@ -258,8 +259,8 @@ class Ranks:
         assert self._store is not None
         return int(self._store.get(_STATUS))
 
-    def _wait_while(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 2 * _GRACE_SECONDS
+    def _wait_while(self, holds: Callable[[], bool], seconds: float = 2 * _GRACE_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
         with suppress(RuntimeError):
             while time.monotonic() < deadline and holds():
                 time.sleep(_POLL_SECONDS)
@@ -285,41 +286,6 @@ class Ranks:
         for child in children:
             child.kill()
             child.wait()
-
-
-class StopTogether(Callback):
-    """Ends all processes of a training at the same step when one is told to stop: the next that logs.
-
-    Lightning 2.6 asks them all before each micro-batch, which makes each wait for its device, and asks in the signal's
-    handler too, where a process that was not told hangs.
-    """
-
-    def __init__(self) -> None:
-        """Starts with nobody told to stop."""
-        self._told = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes SIGTERM from Lightning, which has it back when the Trainer ends."""
-        if trainer.world_size > 1:
-            signal.signal(signal.SIGTERM, self._tell)
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Asks all processes, after a step that logged.
-
-        Raises:
-            SIGTERMException: One was told to stop.
-        """
-        if trainer.world_size > 1 and pl_module.step_metrics:
-            told = torch.tensor(float(self._told), device=pl_module.device)
-            if trainer.strategy.reduce(told, reduce_op="sum") > 0:
-                raise SIGTERMException
-
-    def _tell(self, *_: Any) -> None:
-        self._told = True
-
-
-def _nothing() -> None: ...
 
 
 def _is_of_the_line(error: BaseException) -> bool:

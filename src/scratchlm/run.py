@@ -31,16 +31,20 @@ from scratchlm.files.whole import write_text
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.probe import choose
 from scratchlm.process import keep_freed_memory
-from scratchlm.ranks import Ranks, StopTogether
+from scratchlm.ranks import Ranks
+from scratchlm.run_faults import fault_advice
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_memory import choose_micro_batch_size, memory_advice, vocab_size
 from scratchlm.run_settings import changes, check_trainer_keys, check_values, require_resumable, without_classes
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
 from scratchlm.training.compilation import Compilation
 from scratchlm.training.divergence import DivergenceGuard
+from scratchlm.training.environment import environment
+from scratchlm.training.events import Events
 from scratchlm.training.loggers import MetricsLogger, WandbRun, wandb_mode
 from scratchlm.training.progress import Progress
 from scratchlm.training.samples import Samples
+from scratchlm.training.stopping import Stopped, Stopping
 from scratchlm.training.summary import Summary
 from scratchlm.training.task import NextTokenTask
 from scratchlm.training.throughput import Throughput
@@ -184,7 +188,14 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self._loggers(trainer["logger"])
             kwargs["max_steps"], kwargs["max_epochs"] = self._max_steps(), -1
             compilation = Compilation(self.choices, self._record_choices)
-            callbacks += [Summary(), compilation, Samples(), DivergenceGuard(), StopTogether()]
+            callbacks = [
+                Stopping(),
+                *callbacks,
+                Summary(),
+                compilation,
+                Samples(),
+                DivergenceGuard(self.datamodule.tracer()),
+            ]
         kwargs |= self.ranks.trainer_settings(self.config[self.subcommand].trainer)
         kwargs["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         kwargs["plugins"] = [*(trainer.get("plugins") or []), WholeCheckpointIO()]
@@ -220,14 +231,16 @@ class RunCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "fit" and self.config.fit.trainer.accelerator == "cpu":
             keep_freed_memory()
-        with memory_advice(self.config[subcommand]):
+        with memory_advice(self.config[subcommand]), fault_advice(self.config[subcommand]):
             try:
                 super()._run_subcommand(subcommand)
+            except Stopped as stop:
+                saved = f"saved after step {self.trainer.global_step:,}; " if stop.saved else ""
+                _say(f"stopped by {stop.signal.name}, {saved}--ckpt_path last goes on with the run")
+                raise
             except SystemExit as stop:  # how Lightning 2.6 ends at SIGTERM and Ctrl-C, with status 0 and 1
                 if not self.trainer.interrupted:
                     raise
-                if subcommand == "fit":
-                    _say(f"stopped after step {self.trainer.global_step:,}; --ckpt_path last goes on with the run")
                 raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
 
     def predict(self, **kwargs: Any) -> None:
@@ -308,6 +321,9 @@ class RunCLI(LightningCLI):
             write_text(self.folder.path / "config.yaml", resolved)
             self.folder.write_order(self.order)
             self._record_choices()
+            checkpoint = Path(config.ckpt_path).name if config.ckpt_path else None
+            start = {"checkpoint": checkpoint, "changed": self.changed, "environment": environment()}
+            Events(self.folder.path).add("start", self.steps_done, **start)
 
     def _record_choices(self) -> None:
         if _is_first_rank():
@@ -356,12 +372,13 @@ class RunCLI(LightningCLI):
     def _loggers(self, asked: Any) -> list[Logger]:
         data, folder = self.datamodule, self.folder.path
         tokens_per_step = data.global_batch_size * data.context_length
-        loggers: list[Logger] = [MetricsLogger(folder, tokens_per_step)]
+        loggers: list[Logger] = [MetricsLogger(folder, tokens_per_step, self.steps_done)]
         if asked not in (None, True, False):
             return loggers + (asked if isinstance(asked, list) else [asked])
         mode = wandb_mode()
         if asked is not False and mode != "disabled" and self.steps_done < self._max_steps():
-            loggers.append(WandbRun(folder, self.choices["wandb_id"], tokens_per_step, mode, self.configuration))
+            run_id, done = self.choices["wandb_id"], self.steps_done
+            loggers.append(WandbRun(folder, run_id, tokens_per_step, mode, self.configuration, done))
         return loggers
 
     def _max_steps(self) -> Any:

@@ -13,6 +13,7 @@ from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, write_json
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.training.checkpoints import newest_whole
+from scratchlm.training.events import Events
 
 _CHOICES = {"device": str, "precision": str, "reason": str, "wandb_id": str, "compile": bool, "compile_reason": str}
 
@@ -28,9 +29,11 @@ class RunFolder:
         """
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self._passed_over: dict[str, str] = {}
+        self._went_on_from = 0
 
     def claim(self, stack: ExitStack, fresh: bool) -> None:
-        """Takes the folder for a fit of this process.
+        """Takes the folder for a fit of this process, and removes what killed writers left in it.
 
         Args:
             stack: Holds the folder's lock until it is closed.
@@ -42,7 +45,10 @@ class RunFolder:
         stack.enter_context(folder_lock(self.path, "run.lock"))
         if fresh:
             self._move_aside()
+        remove_leftovers(self.path)
         remove_leftovers(self.checkpoints)
+        for file, why in self._passed_over.items():
+            Events(self.path).add("passed_over", self._went_on_from, file=file, why=why)
 
     def holds(self, checkpoint: str | None) -> bool:
         """Whether a path is that of a checkpoint of this run."""
@@ -74,7 +80,10 @@ class RunFolder:
             MissingFile: A path leads nowhere.
         """
         if asked == "last":
-            return newest_whole(self.checkpoints)
+            self._passed_over = {}
+            path = newest_whole(self.checkpoints, self._passed_over)
+            self._went_on_from = int(path.stem.removeprefix("step-")) if path else 0
+            return path
         path = self.checkpoints / "best.ckpt" if asked == "best" else Path(asked)
         if asked == "best" and not path.exists():
             return None

@@ -39,3 +39,20 @@ def test_a_batch_holds_its_ids_and_not_the_bin(tmp_path, tokens):
     before = batch["ids_BT"].tolist()
     (tmp_path / "train.bin").write_bytes(bytes(len(tokens) * 2))
     assert batch["ids_BT"].tolist() == before
+
+
+def test_the_billionth_sequence_is_placed_by_arithmetic_and_none_before_it_is_looked_at(tmp_path, tokens, monkeypatch):
+    asked = []
+
+    def noting(sequences, *arguments):
+        asked.append(sequences)
+        return window_starts(sequences, *arguments)
+
+    monkeypatch.setattr(batches, "window_starts", noting)
+    late, context = 10**9, 8
+    found = iter(TrainBatches(Bin(tmp_path, "train"), context, 2, "shuffled", None, late, 2, 2, True))
+    [first, second] = window_starts(np.array([late, late + 1]), len(tokens), context, 2, "shuffled", None)
+    assert next(found)["ids_BT"].tolist() == [tokens[at : at + context + 1].tolist() for at in (first, second)]
+    assert len(asked) == 1
+    assert asked[0].min() == late
+    assert asked[0].size <= 4096

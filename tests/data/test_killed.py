@@ -311,7 +311,7 @@ def half_made(folder, two):
     script = (
         "import os, sys, json, tests.data.dying as dying\n"
         "dying.assembly.COMMIT_SECONDS = 0\n"
-        "dying._die_at(20, sys.argv[1], True, dying.Path(os.devnull))\n"
+        "dying.die_at(20, sys.argv[1], dying.Path(os.devnull), torn=True)\n"
         "dying.Corpus(sys.argv[1], **json.loads(sys.argv[2])).prepare()\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,5 +1,9 @@
+import json
+import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,8 +26,11 @@ def run_folder(tiny, tmp_path):
 
 
 def flip_a_bit(path: Path) -> None:
+    """In what the file holds: between two tensors lie bytes that nobody reads."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[content.index(largest.filename.encode()) + 1000] ^= 1
     path.write_bytes(content)
 
 
@@ -149,3 +156,93 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_counts_below_one_are_refused(settings):
     with pytest.raises(BadValue, match=rf"checkpoint.{next(iter(settings))}=0"):
         Checkpoints(**settings)
+
+
+@pytest.fixture(scope="module")
+def killed_saves(tmp_path_factory):
+    """What dying_saves.py tells of each kill amid the saves of steps 6 and 7, best.ckpt and pruning between them."""
+    command = [sys.executable, "-m", "tests.training.dying_saves", str(tmp_path_factory.mktemp("killed"))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_it_or_the_new_one(killed_saves):
+    places = [kill["where"] for kill in killed_saves]
+    assert sum("open" in place for place in places) == 3, "step 6, best.ckpt, step 7"
+    assert sum("rename" in place for place in places) == 3
+    assert sum("remove" in place and ".partial" not in place for place in places) == 2, "both prunings"
+    assert sum("fsync" in place for place in places) >= 6
+    assert sum("byte" in place for place in places) == 7
+    assert sum(bool(kill["half"]) for kill in killed_saves) >= 10, "the kills were meant to leave half-written files"
+    for kill in killed_saves:
+        assert kill["newest"] in (4, 6, 7), kill
+        assert kill["newest"] == max(kill["whole"]), kill
+        assert kill["best"] in (6, 7), kill
+        assert not [name for name in kill["left"] if name.startswith(".")], kill
+    undisturbed = next(kill for kill in killed_saves if kill["where"] == "none")
+    assert undisturbed["left"] == ["best.ckpt", "step-00000006.ckpt", "step-00000007.ckpt"]
+
+
+def test_whatever_lies_where_the_newest_checkpoint_should_is_passed_over_and_told(tiny, run_folder, capsys):
+    folder = run_folder / "checkpoints"
+    whole = (folder / "step-00000008.ckpt").read_bytes()
+    middle = len(whole) // 2
+    damaged = {
+        "empty": b"",
+        "cut short": whole[:middle],
+        "a byte short": whole[:-1],
+        "a bit of the data": whole[: len(whole) // 2]
+        + bytes([whole[len(whole) // 2] ^ 1])
+        + whole[len(whole) // 2 + 1 :],
+        "a bit of the first header": bytes([whole[0] ^ 1]) + whole[1:],
+        "a bit of the directory": whole[:-22] + bytes([whole[-22] ^ 1]) + whole[-21:],
+        "another kind": b"PK" + b"x" * 1000,
+    }
+    newest = folder / "step-00000010.ckpt"
+    for what, content in damaged.items():
+        newest.write_bytes(content)
+        passed_over = {}
+        assert newest_whole(folder, passed_over) == folder / "step-00000008.ckpt", what
+        assert str(newest) in passed_over["step-00000010.ckpt"], what
+        assert passed_over["step-00000010.ckpt"] in capsys.readouterr().err
+    newest.unlink()
+    newest.mkdir()
+    assert newest_whole(folder) == folder / "step-00000008.ckpt"
+    (folder / "step-00000011.ckpt").symlink_to("nowhere")
+    assert newest_whole(folder) == folder / "step-00000008.ckpt"
+    # A folder of that name is not pruned, nor does it stop a training.
+    tiny.tiny_trainer(run_folder, max_steps=12, every_steps=4).fit(
+        tiny.tiny_task(), tiny.TinyData(), ckpt_path=folder / "step-00000008.ckpt"
+    )
+    assert newest_whole(folder) == folder / "step-00000012.ckpt"
+    assert "step-00000010.ckpt: cannot be removed" in capsys.readouterr().err
+
+
+def test_a_save_that_cannot_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "step-00000001.ckpt"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_999))
+    with pytest.raises(BrokenState, match=r"step-00000001\.ckpt: 4,000 bytes are needed and 3,999 are free"):
+        WholeCheckpointIO().save_checkpoint({"a": [torch.zeros(1000)]}, path)
+    assert not path.parent.exists() or not list(path.parent.iterdir())
+
+
+def test_the_metrics_are_on_the_disk_before_a_checkpoint_is(tiny, tmp_path, monkeypatch):
+    synced = []
+    fsync, rename = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def note_rename(source, target):
+        synced.append(f"rename {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    tiny.tiny_trainer(tmp_path, max_steps=2, every_steps=1, val_every_steps=9).fit(tiny.tiny_task(), tiny.TinyData())
+    assert synced.index("metrics.jsonl") < synced.index("rename step-00000001.ckpt")
+    assert synced.count("metrics.jsonl") >= sum(call.startswith("rename") for call in synced)

@@ -15,7 +15,7 @@ from tests.training.tiny_run import TinyData, tiny_task, tiny_trainer
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.training import compilation
 from scratchlm.training.compilation import Compilation
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 from scratchlm.training.task import NextTokenTask
 
 
@@ -130,18 +130,20 @@ def test_validation_and_samples_compile_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
-def test_a_signal_that_ends_the_compiler_ends_the_run_and_chooses_nothing(
+def test_a_signal_amid_compiling_ends_the_run_at_once_and_chooses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
+    def compiling(*_: Any, **__: Any) -> Any:
         def run(*_: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
-            raise RuntimeError("the C++ compiler was ended")
+            time.sleep(60)
 
         return run
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", compiling)
     choices: dict[str, Any] = {"compile": True}
-    with pytest.raises(SystemExit):
+    start = time.monotonic()
+    with pytest.raises(SystemExit, match="143"):
         fit(tmp_path, "auto", choices, max_steps=2)
+    assert time.monotonic() - start < 30
     assert choices == {"compile": True}

@@ -1,10 +1,12 @@
+import copy
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 
 from scratchlm.model.gpt import GPT
-from scratchlm.training.optimizers import adamw, learning_rate_at, parameter_groups, scale_gradients, set_rates
+from scratchlm.training.optimizers import adamw, clip_in_step, learning_rate_at, parameter_groups, set_rates
 from scratchlm.training.sharding import is_finite
 
 
@@ -98,9 +100,22 @@ def test_a_fused_step_that_scales_its_gradients_is_one_after_clipping_them(most)
             norm = torch.nn.utils.get_total_norm([p.grad for p in gpt.parameters()])
             assert norm > 1
             if scales:
-                scale_gradients(optimizer, norm, most)
+                clip_in_step(optimizer, norm, most, torch.tensor(False))
             else:
                 torch.nn.utils.clip_grads_with_norm_(gpt.parameters(), most, norm)
             optimizer.step()
         weights.append(torch.cat([p.detach().flatten() for p in gpt.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [None, 1.0])
+def test_a_step_that_is_left_out_changes_neither_weights_nor_moments_nor_the_count_of_steps(most):
+    gpt = GPT(50, 8, d_model=16, n_layers=1, n_heads=2, d_ff=32)
+    optimizer = adamw(gpt, 1e-2, 0.1, (0.9, 0.95))
+    for is_left_out in (False, True):
+        before = copy.deepcopy((gpt.state_dict(), optimizer.state_dict()["state"]))
+        for parameter in gpt.parameters():
+            parameter.grad = torch.full_like(parameter, math.nan if is_left_out else 1.0)
+        clip_in_step(optimizer, torch.tensor(math.nan if is_left_out else 2.0), most, torch.tensor(is_left_out))
+        optimizer.step()
+    torch.testing.assert_close((gpt.state_dict(), optimizer.state_dict()["state"]), before, rtol=0, atol=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 EXACT = ("train/loss", "train/gradient_norm", "train/learning_rate", "val/loss", "val/facts/bits_per_byte")
 

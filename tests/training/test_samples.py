@@ -1,6 +1,6 @@
 import json
 
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 
 
 def fit(tiny, folder, task=None, **settings):

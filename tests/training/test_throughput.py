@@ -150,7 +150,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 import tiny_run
 from lightning.pytorch import Callback
-from scratchlm.training.loggers import read_metrics
+from scratchlm.training.run_log import read_metrics
 class Holds(Callback):  # 200 MB during the steps from the fourth on
     def on_train_batch_start(self, trainer, *args, **kwargs):
         self.held = torch.ones(50_000_000) if trainer.global_step >= 3 else None

@@ -23,6 +23,7 @@ from scratchlm.training.divergence import DivergenceGuard
 from scratchlm.training.loggers import MetricsLogger
 from scratchlm.training.progress import Progress
 from scratchlm.training.samples import Samples
+from scratchlm.training.stopping import Stopping
 from scratchlm.training.summary import Summary
 from scratchlm.training.task import NextTokenTask
 from scratchlm.training.throughput import Throughput
@@ -105,22 +106,34 @@ class Bomb:
 
 
 class Kill(Callback):
-    """SIGKILL at a batch's end, inside the validation after a step, or while a step's checkpoint is written."""
+    """A signal at a batch's end, inside the validation after a step, or while a step's checkpoint is written.
 
-    def __init__(self, where: str, number: int) -> None:
-        self.where, self.number = where, number
+    SIGKILL amid the writing, any other as it begins.
+    """
+
+    def __init__(self, where: str, number: int, by: signal.Signals = signal.SIGKILL, rank: int = 0) -> None:
+        self.where, self.number, self.by, self.rank = where, number, by, rank
+        self._has_killed = False
+
+    def _kill(self, trainer: Any) -> None:
+        if trainer.global_rank == self.rank and not self._has_killed:
+            self._has_killed = True
+            os.kill(os.getpid(), self.by)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.where == "batch" and batch_idx == self.number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._kill(trainer)
 
     def on_validation_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
         if self.where == "validation" and trainer.global_step == self.number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._kill(trainer)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self.where == "save" and trainer.global_step == self.number:
-            checkpoint["bomb"] = Bomb()
+            if self.by == signal.SIGKILL:
+                checkpoint["bomb"] = Bomb()
+            else:
+                self._kill(trainer)
 
 
 class EvenSteps(Callback):
@@ -152,7 +165,7 @@ def tiny_trainer(folder: Path, micro: int = 4, devices: int = 1, **settings: Any
     accumulate = GLOBAL_BATCH // (micro * devices)
     val_every_steps = settings.pop("val_every_steps", 5)
     throughput = Throughput()
-    callbacks = [throughput, Progress(throughput), Summary(), Samples(), DivergenceGuard()]
+    callbacks = [Stopping(), throughput, Progress(throughput), Summary(), Samples(), DivergenceGuard()]
     callbacks += [Checkpoints(every_steps=settings.pop("every_steps", 4)), *settings.pop("callbacks", [])]
     defaults: dict[str, Any] = {
         "default_root_dir": folder,
@@ -187,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--every-steps", type=int, default=4)
     parser.add_argument("--resume")
     parser.add_argument("--kill")
+    parser.add_argument("--by", default="SIGKILL")
+    parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--step-seconds", type=float, default=0.0)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -199,7 +214,10 @@ def main(argv: list[str] | None = None) -> None:
         max_steps=arguments.steps,
         every_steps=arguments.every_steps,
         strategy="ddp" if arguments.devices > 1 else "auto",
-        callbacks=[Kill(where, int(number)), EvenSteps(arguments.step_seconds)],
+        callbacks=[
+            Kill(where, int(number), signal.Signals[arguments.by], arguments.rank),
+            EvenSteps(arguments.step_seconds),
+        ],
     )
     resume = arguments.resume
     if resume == "last":

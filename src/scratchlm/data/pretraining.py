@@ -1,5 +1,6 @@
 """Batches for the Trainer: which sequences a step sees is a function of the seed and their numbers alone."""
 
+import signal
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -368,6 +369,7 @@ class PretrainingData(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_as_they_are,
+            worker_init_fn=_leave_signals_to_the_run,
             pin_memory=self._device == "cuda",
             generator=torch.Generator(),  # the global one is the model's: drawing from it here would move its dropout
         )
@@ -375,3 +377,13 @@ class PretrainingData(LightningDataModule):
 
 def _as_they_are(batch: Any) -> Any:
     return batch
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """In a worker process: Ctrl-C and a scheduler's signals come to all processes, and the run still needs its batches.
+
+    The second SIGTERM ends a worker: it may be torch's, which ends with it those that hang.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

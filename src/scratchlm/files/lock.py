@@ -1,5 +1,6 @@
 """One owner for a folder, and who it is."""
 
+import errno
 import fcntl
 import json
 import os
@@ -12,17 +13,24 @@ from typing import IO
 from scratchlm.errors import BrokenState
 from scratchlm.files.whole import told_if_unwritable
 
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
+
+_held: list[IO[bytes]] = []
+
 
 @contextmanager
 def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
     """Holds `folder` for this process until the block ends; the kernel frees a dead owner's lock at once.
+
+    Children of this process that outlive it hold nothing.
 
     Args:
         folder: The folder to own; made if missing.
         name: Lock file in it, such as `run.lock`; the file stays and holds the last owner's pid and host.
 
     Raises:
-        BrokenState: Another process owns it (the line names its pid and host), or the folder cannot be written.
+        BrokenState: Another process owns it (the line names its pid and host), or the folder cannot be written,
+            or its file system has no locks.
     """
     with _opened(Path(folder) / name) as file:
         try:
@@ -32,10 +40,29 @@ def folder_lock(folder: str | Path, name: str) -> Iterator[None]:
             raise BrokenState(
                 f"{folder}: in use by {_owner(file.read())}. Wait for it or name another folder."
             ) from None
-        with told_if_unwritable(Path(folder) / name):
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-        yield
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise BrokenState(
+                f"{folder}: its file system has no locks ({error.strerror}), so nothing would keep two runs apart in "
+                "it. Name a folder on another file system."
+            ) from error
+        _held.append(file)
+        try:
+            with told_if_unwritable(Path(folder) / name):
+                file.truncate(0)
+                file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+            yield
+        finally:
+            _held.remove(file)
+
+
+def _let_go() -> None:
+    for file in _held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)  # a loader's worker lives some seconds longer than a process killed
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -51,5 +78,5 @@ def _owner(text: bytes) -> str:
     try:
         owner = json.loads(text)
         return f"process {owner['pid']} on {owner['host']}"
-    except (ValueError, KeyError):
-        return "another process"  # it has opened the file and not yet written its name
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # it has not yet written its name, or the file is not of a process of ours

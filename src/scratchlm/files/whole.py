@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -23,33 +23,42 @@ _UNUSABLE_PLACE = (
     errno.EISDIR,
     errno.EEXIST,
     errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ELOOP,
 )
 _TEMPORARY = ".partial-"  # .<name>.partial-<pid>, in the folder of the file it will become
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+def whole_file(path: str | Path, check: Callable[[Path], None] | None = None) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` that takes its name when the block ends without an error.
 
     Args:
         path: The file to make or replace; its folder is made if missing.
+        check: Reads the temporary file once it is on the disk, from there where the system can be asked to forget what
+            it remembers of it, and raises `BrokenState` where that is not what was written.
 
     Yields:
         A binary file to write to. When the block ends it is synced to disk, renamed, and the folder synced; after an
         error it is removed and whatever stood at `path` is untouched.
 
     Raises:
-        BrokenState: The disk is full or the folder cannot be written.
+        BrokenState: The disk is full or the folder cannot be written, or `check` says so.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
     try:
-        with told_if_unwritable(path):
+        with told_if_unwritable(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if check and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if check:
+                check(temporary)
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
@@ -58,21 +67,38 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def told_if_unwritable(path: str | Path) -> Iterator[None]:
-    """Turns an error of the disk or of permissions into the one line of `unwritable`; other errors pass."""
+def told_if_unwritable(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
+    """Turns an error of the disk or of permissions into the one line of `unwritable`; other errors pass.
+
+    Args:
+        path: What is being written.
+        temporary: Where its bytes go meanwhile, if not there.
+    """
     try:
         yield
     except OSError as error:
-        if (told := unwritable(path, error)) is error:
+        if (told := unwritable(path, error, temporary)) is error:
             raise
         raise told from error
 
 
-def unwritable(path: str | Path, error: OSError) -> Exception:
-    """The one line for a file that could not be written; errors of another kind come back as they are."""
+def unwritable(path: str | Path, error: OSError, temporary: str | Path | None = None) -> Exception:
+    """The one line for a file that could not be written; errors of another kind come back as they are.
+
+    Args:
+        path: The file.
+        error: What the system said.
+        temporary: Where its bytes went, if not there.
+    """
     if error.errno in _NO_SPACE:
-        free = _free_bytes(path)
-        return BrokenState(f"{path}: no space left to write it ({free:,} bytes free there). Make space and run again.")
+        place = Path(temporary or path)
+        written = place.stat().st_size if place.is_file() else 0
+        return BrokenState(
+            f"{path}: no space left to write it ({written:,} bytes written, {_free_bytes(path):,} bytes free there). "
+            "Make space and run again."
+        )
+    if error.errno == errno.EISDIR:
+        return BrokenState(f"{path}: cannot be written ({error.strerror}). Move that folder away and run again.")
     if error.errno in _UNUSABLE_PLACE:
         return BrokenState(f"{path}: cannot be written ({error.strerror}). Name a folder that you may write to.")
     return error
@@ -129,19 +155,19 @@ def sync_folder(folder: str | Path) -> None:
         os.close(descriptor)
 
 
-def require_space(folder: str | Path, n_bytes: int) -> None:
+def require_space(path: str | Path, n_bytes: int) -> None:
     """Refuses to begin a write that cannot fit.
 
     Args:
-        folder: Where the write will go; it need not exist yet.
+        path: Folder or file where the write will go; it need not exist yet.
         n_bytes: Bytes about to be written.
 
     Raises:
         BrokenState: Less is free there.
     """
-    free = _free_bytes(folder)
+    free = _free_bytes(path)
     if free < n_bytes:
-        raise BrokenState(f"{folder}: {n_bytes:,} bytes are needed and {free:,} are free. Make space and run again.")
+        raise BrokenState(f"{path}: {n_bytes:,} bytes are needed and {free:,} are free. Make space and run again.")
 
 
 def _free_bytes(path: str | Path) -> int:

@@ -1,10 +1,10 @@
 """Checkpoints on disk: written whole, pruned, and found again."""
 
-import errno
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from scratchlm.errors import BadValue, BrokenState
-from scratchlm.files.whole import remove_leftovers, unwritable, whole_file
+from scratchlm.errors import BadValue, BrokenState, UserError
+from scratchlm.files.whole import remove_leftovers, require_space, told_if_unwritable, whole_file
 from scratchlm.model.checkpoint import load, read, verify
 from scratchlm.training.loggers import say
 from scratchlm.training.task import task_of
@@ -28,19 +28,29 @@ class WholeCheckpointIO(CheckpointIO):
     """Streams a checkpoint to a file that is there whole or not at all, and loads nothing but plain values."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint without a second copy in memory.
+        """Writes a checkpoint without a second copy in memory, and reads it back before it takes its name.
 
         Raises:
-            BrokenState: The disk is full or the folder cannot be written; what stood at `path` is untouched.
+            BrokenState: The disk is full or broken, or the folder cannot be written or its parent is gone; what stood
+                at `path` is untouched.
         """
-        try:
-            with whole_file(path) as file:
+        path = Path(path)
+        if not path.parent.parent.is_dir():
+            raise BrokenState(
+                f"{path}: cannot be written, for {path.parent.parent} is gone: removed, renamed or unmounted while the "
+                "run went on. Put it back, and go on by --ckpt_path last."
+            )
+        if not path.parent.is_dir():
+            say(f"{path.parent}: is gone, and with it the checkpoints so far; it is made anew")
+        require_space(path, sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(checkpoint)}.values()))
+        with whole_file(path, check=partial(_check_written, path)) as file:
+            try:
                 torch.save(checkpoint, file)
-        except RuntimeError as error:
-            # torch's writer hides the OSError of a full disk behind a complaint about its own position.
-            if "unexpected pos" not in str(error):
+            except RuntimeError as error:
+                # torch's writer hides the error of the disk behind a complaint about its own position.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
                 raise
-            raise unwritable(path, OSError(errno.ENOSPC, "no space left")) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -58,6 +68,25 @@ class WholeCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes the file if it is there."""
         Path(path).unlink(missing_ok=True)
+
+
+def _check_written(path: Path, temporary: Path) -> None:
+    try:
+        verify(temporary)
+    except BrokenState as error:
+        raise BrokenState(
+            f"{path}: what was just written of it ({temporary.stat().st_size:,} bytes) does not read back the same, so "
+            "the disk or the memory of this machine is failing. The checkpoints before it are as they were: go on from "
+            "them, better on another machine, by --ckpt_path last."
+        ) from error
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(inner)
 
 
 class Checkpoints(Checkpoint):
@@ -84,9 +113,11 @@ class Checkpoints(Checkpoint):
         self._saved_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Removes what a killed writer left."""
+        """Makes the folder, and removes what a killed writer left there."""
         self.folder = Path(trainer.default_root_dir) / FOLDER
-        if stage == "fit" and trainer.is_global_zero:
+        if stage == "fit" and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            with told_if_unwritable(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,9 +134,10 @@ class Checkpoints(Checkpoint):
         """Saves the step before this batch: later than its own end, so that a validation due at that step is done."""
         is_boundary = batch_idx % trainer.accumulate_grad_batches == 0
         if is_boundary and trainer.global_step % self.every_steps == 0 and trainer.global_step != self._saved_step:
-            task_of(pl_module).require_finite()  # waits for the device, whose work is not to count as saving
+            if task_of(pl_module).skipped_last_step:  # by ruined weights perhaps, which are not to oust good ones
+                return
             start = time.monotonic()
-            self._save_step(trainer, pl_module)
+            self.save_now(trainer, pl_module)
             self.saving_seconds += time.monotonic() - start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,7 +155,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last step."""
-        self._save_step(trainer, pl_module)
+        self.save_now(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation loss, so that a resumed run goes on from it."""
@@ -133,7 +165,12 @@ class Checkpoints(Checkpoint):
         """Takes the best validation loss from a checkpoint."""
         self.best = state_dict["best"]
 
-    def _save_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the step just made, unless it is saved already; only at a boundary of optimizer steps.
+
+        Raises:
+            BrokenState: It cannot be written, or holds a number that is not finite.
+        """
         step = trainer.global_step
         if step == self._saved_step:
             return
@@ -143,8 +180,10 @@ class Checkpoints(Checkpoint):
             self._prune(step)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, path: Path) -> None:
-        task_of(pl_module).require_finite_state()
+        task_of(pl_module).require_finite()
         if not getattr(trainer, "fast_dev_run", False):  # a rehearsal leaves nothing behind
+            for logger in trainer.loggers:
+                logger.save()  # so that no power cut leaves a checkpoint that is ahead of the metrics
             trainer.save_checkpoint(path, weights_only=False)
 
     def _prune(self, step: int) -> None:
@@ -153,7 +192,10 @@ class Checkpoints(Checkpoint):
         kept = sorted((s for s in found if s <= step), reverse=True)[: self.keep]
         for other, path in found.items():
             if other not in kept:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:  # a folder, or not ours to remove: no reason to stop a training
+                    say(f"{path}: cannot be removed ({error.strerror}); it stays")
 
 
 def step_checkpoints(folder: str | Path) -> Mapping[int, Path]:
@@ -162,11 +204,12 @@ def step_checkpoints(folder: str | Path) -> Mapping[int, Path]:
     return {int(match[1]): path for match, path in matches if match}
 
 
-def newest_whole(folder: str | Path) -> Path | None:
+def newest_whole(folder: str | Path, passed_over: dict[str, str] | None = None) -> Path | None:
     """The periodic checkpoint of the latest step whose bytes are sound; says which it passed over and why.
 
     Args:
         folder: The `checkpoints` folder of a run.
+        passed_over: Takes the name of each damaged one and why.
 
     Returns:
         The path, or None where there is no periodic checkpoint at all.
@@ -178,8 +221,10 @@ def newest_whole(folder: str | Path) -> Path | None:
     for step in sorted(found, reverse=True):
         try:
             verify(found[step])
-        except BrokenState as error:
+        except UserError as error:  # a folder, a link to nowhere, or damaged
             say(f"{error} Passed over.")
+            if passed_over is not None:
+                passed_over[found[step].name] = str(error)
         else:
             return found[step]
     if not found:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from scratchlm.errors import BadValue, BrokenState
 from scratchlm.training.device import wait_for
@@ -60,8 +59,6 @@ class Compilation(Callback):
         try:
             _learn_once(task, trainer)
         except Exception as error:  # of the compiler, which has many, and runs others
-            if trainer.received_sigterm:  # which ended the compiler too
-                raise SIGTERMException from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if task.compiles != "auto":
                 raise BrokenState(

@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from scratchlm.files.journal import Journal, read_journal
 
 EVENTS_FILE = "events.jsonl"
@@ -24,7 +22,6 @@ class Events:
         """
         self._journal = Journal(Path(folder) / EVENTS_FILE)
 
-    @rank_zero_only
     def add(self, kind: Kind, step: int, **facts: Any) -> None:
         """Appends one event.
 
@@ -36,8 +33,11 @@ class Events:
             step: Optimizer steps done when it happened; of `skipped` and `spike` the step itself.
             **facts: What else belongs to it: plain values.
         """
-        self._journal.append({"kind": kind, "step": step, "time": time.time()} | facts)
-        self._journal.close()
+        from lightning.pytorch.utilities import rank_zero_only  # here, so that reading a run is quick
+
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self._journal.append({"kind": kind, "step": step, "time": time.time()} | facts)
+            self._journal.close()
 
 
 def read_events(run_folder: str | Path) -> list[dict[str, Any]]:

@@ -83,13 +83,18 @@ def set_rates(optimizer: Optimizer, learning_rate: float, weight_decay: float, b
         group["weight_decay"] = weight_decay if group["decayed"] else 0.0
 
 
-def scale_gradients(optimizer: Optimizer, norm: torch.Tensor, most: float) -> None:
-    """Has the next step of a fused AdamW clip the gradients as it reads them, which saves a pass over them all.
+def clip_in_step(optimizer: Optimizer, norm: torch.Tensor, most: float | None, is_left_out: torch.Tensor) -> None:
+    """Has the next step of a fused AdamW clip the gradients as it reads them, or leave all as it was.
+
+    It spares a pass over the gradients, and no device is waited for: the kernel itself reads both. Left out means that
+    no weight, no moment and no count of steps changes.
 
     Args:
         optimizer: The AdamW, fused; torch lets its mixed precision leave the scale of gradients with it.
         norm: Norm of all gradients together.
-        most: What the norm is clipped to.
+        most: What the norm is clipped to; None does not clip.
+        is_left_out: Bool, one number: whether this step is to change nothing.
     """
-    optimizer.grad_scale = (norm / most).clamp(min=1.0)  # type: ignore[attr-defined]
-    optimizer.found_inf = torch.zeros_like(norm)  # type: ignore[attr-defined]  # the step is never left out
+    scale = None if most is None else (norm / most).clamp(min=1.0)
+    optimizer.grad_scale = scale  # type: ignore[attr-defined]
+    optimizer.found_inf = is_left_out.to(norm.dtype)  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -60,7 +61,7 @@ class Progress(ProgressBar):
     ) -> None:
         """Moves the bar; says a line at a step that logs where there is none."""
         metrics = task_of(pl_module).step_metrics
-        if metrics:
+        if metrics and math.isfinite(metrics["train/loss"]):
             self._loss = metrics["train/loss"]
         if self._bar is not None:
             self._bar.n = trainer.global_step

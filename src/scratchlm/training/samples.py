@@ -7,9 +7,8 @@ from lightning.pytorch.callbacks import Callback
 
 from scratchlm.files.journal import Journal
 from scratchlm.training.loggers import WandbRun, say
+from scratchlm.training.run_log import SAMPLES_FILE
 from scratchlm.training.task import task_of
-
-SAMPLES_FILE = "samples.jsonl"
 
 
 class Samples(Callback):
@@ -39,11 +38,7 @@ class Samples(Callback):
         rows = list(zip(self._prompts, completions, strict=True))
         for prompt, completion in rows:
             self._journal.append({"step": step, "tokens": tokens, "prompt": prompt, "completion": completion})
+        self._journal.close()
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
-                columns = ["step", "tokens", "prompt", "completion"]
-                logger.log_rows("samples/completions", columns, [[step, tokens, *row] for row in rows], step)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the file."""
-        self._journal.close()
+                logger.log_samples([[step, tokens, *row] for row in rows], step)

@@ -17,7 +17,7 @@ from scratchlm.model.loss import mean_nats, nats_of_each
 from scratchlm.text.tokenizer import Tokenizer, from_json
 from scratchlm.training.loggers import log_metrics
 from scratchlm.training.metrics import Nats
-from scratchlm.training.optimizers import adamw, learning_rate_at, scale_gradients, set_rates
+from scratchlm.training.optimizers import adamw, clip_in_step, learning_rate_at, set_rates
 from scratchlm.training.sharding import ShardedStrategy, is_finite, shard, whole
 
 Batch = dict[str, Any]
@@ -39,6 +39,7 @@ class NextTokenTask(LightningModule):
         warmup_steps: int = 250,
         decay_steps: int | None = None,
         floor_fraction: float = 0.1,
+        max_skipped_steps: int = 10,
         sample_prompts: list[str] | None = None,
         sample_tokens: int = 64,
         temperature: float = 0.8,
@@ -58,6 +59,8 @@ class NextTokenTask(LightningModule):
             decay_steps: Optimizer step at which the cosine has come down to the floor, counted from the start of the
                 run; by default the last step. Training past it goes on at the floor.
             floor_fraction: Lowest learning rate of the decay, as a fraction of the peak.
+            max_skipped_steps: A step whose loss or gradient is no finite number changes no weight; so many of them in a
+                row stop the run.
             sample_prompts: Texts to complete at each validation; by default no text and three openings,
                 an empty list for none.
             sample_tokens: Most new tokens of a sample or a prediction.
@@ -76,6 +79,7 @@ class NextTokenTask(LightningModule):
         self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps
         self.floor_fraction = floor_fraction
+        self.max_skipped_steps = max_skipped_steps
         self.sample_prompts = _SAMPLE_PROMPTS if sample_prompts is None else sample_prompts
         self.sample_tokens = sample_tokens
         self.temperature = temperature
@@ -85,6 +89,7 @@ class NextTokenTask(LightningModule):
         self.corpus: dict[str, Any] = {}
         self.configuration: dict[str, Any] = {}
         self.step_metrics: dict[str, float] = {}  # filled by a step that logs, empty after any other batch
+        self.validation_owed = False  # whether the validation due at this step was broken off; it comes with a resume
         self._seed = torch.initial_seed()
         self._tokenizer: Tokenizer | None = None
         self._check()
@@ -102,6 +107,10 @@ class NextTokenTask(LightningModule):
         for name, value in (not_negative | {"temperature": self.temperature}).items():
             if not value >= 0:
                 raise BadValue(f"model.{name}={value}: must be 0 or above.")
+        if self.max_skipped_steps < 1:
+            raise BadValue(
+                f"model.max_skipped_steps={self.max_skipped_steps}: must be 1 or above; 1 stops at the first."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise BadValue(f"model.top_k={self.top_k}: must be 1 or above, or null to draw from all tokens.")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
@@ -157,7 +166,10 @@ class NextTokenTask(LightningModule):
         """Makes the counters that live on the device."""
         self._loss_sum = torch.zeros((), device=self.device)
         self._norm = torch.zeros((), device=self.device)
-        self._bad_step = torch.zeros((), dtype=torch.int32, device=self.device)  # first step not finite, 0 for none
+        self._is_bad = torch.zeros((), dtype=torch.bool, device=self.device)
+        # Whether each step since the last that logged was left out, by its number modulo the length.
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's connector
+        self._left_out = torch.zeros(interval, dtype=torch.bool, device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds dropout by the micro-batch, so that a resumed run drops what an undisturbed one would."""
@@ -180,18 +192,26 @@ class NextTokenTask(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips and keeps the norm before clipping; Lightning 2.6's own refuses a fused optimizer under bf16-mixed."""
+        """Clips, keeps the norm before clipping, and sees to it that a step that is not finite changes nothing."""
         gradients = [p.grad for p in self.gpt.parameters() if p.grad is not None]
         self._norm = whole(torch.nn.utils.get_total_norm(gradients))
-        if not gradient_clip_val:
-            return
+        self._is_bad = ~(torch.isfinite(self._norm) & torch.isfinite(self._loss_sum))
+        if self.trainer.world_size > 1:  # each process has the loss of its own sequences
+            told = self._is_bad.to(torch.uint8)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self._is_bad = told.bool()
         raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.gpt.parameters(), gradient_clip_val)
-        elif raw.defaults["fused"] and not self.is_sharded:
-            scale_gradients(raw, self._norm, gradient_clip_val)
-        else:
-            torch.nn.utils.clip_grads_with_norm_(self.gpt.parameters(), gradient_clip_val, self._norm)
+        by_value, most = gradient_clip_algorithm == "value", gradient_clip_val or None
+        if by_value and most:
+            torch.nn.utils.clip_grad_value_(self.gpt.parameters(), most)
+        if raw.defaults["fused"] and not self.is_sharded:
+            clip_in_step(raw, self._norm, None if by_value else most, self._is_bad)
+            return
+        if most and not by_value:
+            torch.nn.utils.clip_grads_with_norm_(self.gpt.parameters(), most, self._norm)
+        if bool(self._is_bad):  # waits for the device; a weight without a gradient is passed over by any optimizer
+            for parameter in self.gpt.parameters():
+                parameter.grad = None
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, optimizer_closure: Any = None
@@ -202,9 +222,8 @@ class NextTokenTask(LightningModule):
         raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         set_rates(raw, learning_rate, self.weight_decay, self.betas)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        is_bad = ~(torch.isfinite(self._norm) & torch.isfinite(self._loss_sum)) & (self._bad_step == 0)
-        self._bad_step = torch.where(is_bad, step, self._bad_step)
-        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's connector
+        interval = len(self._left_out)
+        self._left_out[step % interval] = self._is_bad
         if step % interval == 0 or step == self.trainer.max_steps:
             mean = self._loss_sum / self.trainer.accumulate_grad_batches
             mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
@@ -215,6 +234,15 @@ class NextTokenTask(LightningModule):
                 "train/learning_rate": learning_rate,
             }
 
+    def take_skipped(self, after: int) -> list[int]:
+        """Steps that were left out because their loss or gradient was no finite number; waits for the device.
+
+        Args:
+            after: The step up to which they are known, not before the last step that logged.
+        """
+        flags = self._left_out.tolist()
+        return [step for step in range(after + 1, self.trainer.global_step + 1) if flags[step % len(flags)]]
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs, after the callbacks have looked at the step."""
         if self.step_metrics:
@@ -224,23 +252,17 @@ class NextTokenTask(LightningModule):
             # not val_check_interval falls on it.
             self.trainer.should_stop = True
 
+    @property
+    def skipped_last_step(self) -> bool:
+        """Whether the step just made was left out; waits for the device."""
+        return bool(self._is_bad)
+
     def require_finite(self) -> None:
         """Waits for the device.
 
         Raises:
-            BrokenState: The loss or the gradient of a step so far was not finite.
+            BrokenState: A weight or a number of the optimizer's state is not finite.
         """
-        step = int(self._bad_step)
-        if step:
-            raise self.divergence(f"the loss or its gradient was no finite number at step {step:,}")
-
-    def require_finite_state(self) -> None:
-        """Waits for the device.
-
-        Raises:
-            BrokenState: As `require_finite`, or a weight or a number of the optimizer's state is not finite.
-        """
-        self.require_finite()
         if not is_finite(self.gpt, self.trainer.optimizers[0]):
             raise self.divergence(f"a weight or its optimizer state is no finite number at step {self.global_step:,}")
 
@@ -312,6 +334,7 @@ class NextTokenTask(LightningModule):
             self.global_step,
             self.global_step * self.corpus.get("global_batch_size", 0),
             configuration=self.configuration,
+            validation_owed=self.validation_owed,
             order=self.corpus.get("order", {}),
         )
 
@@ -329,7 +352,7 @@ class NextTokenTask(LightningModule):
             spelled = (self.corpus["tokenizer"], block["tokenizer_json"])
             now, before = ({"tokenizer.json": checkpoint_file.text_sha256(text)} for text in spelled)
             checkpoint_file.require_same_order(now, before, "of this run")
-        _place_loops(checkpoint, self.trainer.accumulate_grad_batches)
+        _place_loops(checkpoint, self.trainer.accumulate_grad_batches, block.get("validation_owed", False))
         if self.trainer.state.fn != "fit":
             checkpoint["callbacks"] = {}  # Lightning would warn of those that only fit has
 
@@ -351,8 +374,10 @@ class NextTokenTask(LightningModule):
             log_metrics(self.trainer, scores)
 
 
-def _place_loops(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
+def _place_loops(checkpoint: dict[str, Any], accumulate_grad_batches: int, validation_owed: bool) -> None:
     """Writes Lightning's loop counters as what they are here: functions of the step, amid one endless epoch.
+
+    A validation that is owed is one that has begun, which Lightning goes back to.
 
     Lightning stores them as they stood in the hook that saved, counted in micro-batches: depending on the hook it would
     repeat or skip a validation, and with another micro-batch size or number of processes the next step would be short.
@@ -363,6 +388,9 @@ def _place_loops(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> No
     loops = checkpoint["loops"]["fit_loop"]
     loops["epoch_loop.batch_progress"] = {"total": batches, "current": dict(batches), "is_last_batch": False}
     loops["epoch_progress"] = {"total": epoch, "current": dict(epoch)}
+    n = int(validation_owed)
+    begun = {"ready": n, "started": n, "processed": 0, "completed": 0}
+    loops["epoch_loop.val_loop.batch_progress"] = {"total": begun, "current": dict(begun), "is_last_batch": False}
 
 
 def task_of(module: LightningModule) -> NextTokenTask:
