@@ -12,6 +12,7 @@ from scratchlm.data.preparation import Corpus
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.data.windows import window_starts
 from scratchlm.errors import BadValue, BrokenState, MissingFile
+from scratchlm.files.whole import sha256
 from scratchlm.text.tokenizer import load
 
 pytestmark = [
@@ -326,6 +327,15 @@ def test_a_library_users_run_is_refused_before_its_first_step(folder, tmp_path):
     with pytest.raises(BadValue, match=r"data.seed=2: the checkpoint was trained with 1"):
         trainer_of(tmp_path).fit(resumed, other, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
     assert resumed.trained == []
+
+
+def test_a_library_users_checkpoint_is_not_scored_with_another_tokenizer(copied, tmp_path):
+    trainer_of(tmp_path, max_steps=2).fit(Witness(), data_of(copied))
+    (copied / "tokenizer.json").write_text((copied / "tokenizer.json").read_text() + "\n")
+    manifest = read_manifest(copied) | {"tokenizer_sha256": sha256(copied / "tokenizer.json")}
+    (copied / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(BadValue, match=r"its tokenizer.json \(SHA-256"):
+        trainer_of(tmp_path).validate(Witness(), data_of(copied), ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
 
 
 def test_the_state_survives_a_safe_load(folder, tmp_path):
