@@ -140,15 +140,21 @@ def test_a_run_with_such_steps_killed_amid_them_goes_on_to_the_bit_and_counts_on
         poisoned(tiny, tmp_path / "cut", steps, task=tiny.tiny_task(dropout=0.1, max_skipped_steps=4), resume=newest)
 
 
+def spikes(losses: list[float]) -> list[int]:
+    guard, found = DivergenceGuard(), []
+    for number, loss in enumerate(losses):
+        if guard.is_spike(loss):
+            found.append(number)
+        guard.watch(loss, number, 1e-3)
+    return found
+
+
 def test_a_loss_that_stands_out_is_a_spike_once():
-    guard = DivergenceGuard()
-    falling = [10 - 0.1 * i + 0.05 * (i % 3) for i in range(60)]
-    assert not any(guard.is_spike(loss) for loss in falling)
-    flat = DivergenceGuard()
-    spikes = [i for i, loss in enumerate([*[3.0, 3.1] * 20, 9.0, 9.0, 3.0, *[3.0] * 30, 9.0]) if flat.is_spike(loss)]
-    assert spikes == [40, 73]
+    assert spikes([*[3.0, 3.1] * 20, 9.0, 9.0, 3.0, *[3.0] * 30, 9.0]) == [40, 73]
+    falling = [3 + 3 * math.exp(-i / 10) + 0.1 * (i * i % 7) for i in range(100)]
+    assert spikes(falling) == []
+    assert spikes([*falling, falling[-1] + 1.5]) == [100]
 
 
 def test_few_losses_tell_nothing_of_what_is_usual():
-    guard = DivergenceGuard()
-    assert not any(guard.is_spike(loss) for loss in [3.0] * 15 + [9.0])
+    assert spikes([3.0] * 15 + [9.0]) == []

@@ -19,9 +19,9 @@ from scratchlm.training.task import NextTokenTask, task_of
 # All chosen, not tuned.
 _SMOOTHING = 0.9  # share that a new loss leaves to the earlier ones
 _ALARMING = 3.0  # times the lowest smoothed loss
-_RECENT = 128  # losses that tell what is usual
+_RECENT = 128  # losses that tell how far one usually is from the smoothed loss before it
 _FEWEST = 20  # of them, and from one spike noted to the next
-_SPIKE_DEVIATIONS = 6.0  # above the median of the recent losses, and
+_SPIKE_DEVIATIONS = 5.0  # above the smoothed loss, and
 _SPIKE_NATS = 0.2
 _DEVIATION = 1.4826  # standard deviations of normal numbers a median absolute deviation
 _WORST = 8  # sequences noted of a spike
@@ -81,9 +81,9 @@ class DivergenceGuard(Callback):
             task.step_metrics["train/skipped_steps"] = float(self._skipped)
         loss, step = task.step_metrics["train/loss"], trainer.global_step
         if math.isfinite(loss):
-            self.watch(loss, step, task.learning_rate)
             if self.is_spike(loss):
                 self._note_spike(task, step, loss)
+            self.watch(loss, step, task.learning_rate)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets go of the task."""
@@ -124,24 +124,27 @@ class DivergenceGuard(Callback):
             )
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a loss stands out from the recent ones, which it then joins.
+        """Whether a loss stands out from what led up to it; to be asked before `watch` smooths it in.
 
-        By median and median absolute deviation, which the spikes themselves hardly move.
+        Its distance from the smoothed loss is judged by the median absolute deviation of the recent distances, which
+        neither a falling loss nor the spikes themselves move much.
         """
-        spike = False
+        if self._smoothed is None:
+            return False
+        distance, spike = loss - self._smoothed, False
         self._since_spike += 1
         if len(self._recent) >= _FEWEST and self._since_spike >= _FEWEST:
             usual = median(self._recent)
             deviation = _DEVIATION * median(abs(seen - usual) for seen in self._recent)
-            spike = loss > usual + max(_SPIKE_NATS, _SPIKE_DEVIATIONS * deviation)
+            spike = distance > max(_SPIKE_NATS, _SPIKE_DEVIATIONS * deviation)
         if spike:
             self._since_spike = 0
-        self._recent.append(loss)
+        self._recent.append(distance)
         return spike
 
     def _note_spike(self, task: NextTokenTask, step: int, loss: float) -> None:
         """Scores the step's batch once more, a sequence at a time, and notes the worst."""
-        usual, worst = median(self._recent), []
+        usual, worst = self._smoothed, []
         if self._tracer and (task.is_sharded or task.global_rank == 0):  # all must run a network that is cut
             ids = self._tracer.ids(step)
             nats = _nats_of_each_sequence(task, ids)
