@@ -33,3 +33,15 @@ def test_the_example_of_cleaning_in_the_corpus_guide_can_be_parsed() -> None:
     steps = yaml.safe_load(example)["data"]["cleaning"]
     here = [step for step in steps if (step if isinstance(step, str) else next(iter(step))) in STEPS]
     assert len(parse_cleaning(here)) == len(here)
+
+
+def test_every_promise_of_the_reliability_page_names_a_test_that_is_there() -> None:
+    tests = Path(__file__).parent
+    page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!fault |---)(.*) \|$", page, re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"([\w/]+\.py)::(test_\w+)", row.split(" | ")[2])
+        assert named, row
+        for file, name in named:
+            assert f"\ndef {name}(" in (tests / file).read_text(encoding="utf-8"), f"{file}::{name}"

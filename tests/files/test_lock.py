@@ -43,24 +43,6 @@ def test_a_second_owner_is_refused_with_the_first_ones_name_until_it_dies(tmp_pa
             assert f'"pid": {os.getpid()}' in (tmp_path / "run.lock").read_text()
 
 
-FORK = HOLD.replace("print(", "os.fork() and print(").replace("import sys", "import os, sys")
-
-
-def test_a_dead_owners_lock_is_free_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-c", FORK, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True) as owner:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == b"held\n"
-        owner.kill()
-        owner.wait()
-        try:
-            with folder_lock(tmp_path, "run.lock"):
-                pass
-        finally:
-            os.killpg(owner.pid, signal.SIGKILL)
-
-
 def test_a_lock_is_free_again_after_its_block_even_after_an_error(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), folder_lock(tmp_path / "new", "run.lock"):
