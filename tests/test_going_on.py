@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from tests.test_cli import TINY
 
 from scratchlm.data.windows import window_starts
+from scratchlm.errors import BrokenState
+from scratchlm.run_folder import RunFolder
 from scratchlm.training.run_log import read_metrics
 
 Command = Callable[..., None]
@@ -76,3 +79,14 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_goes_on_and_onl
     damage(newest)
     assert "every periodic checkpoint in it is damaged" in refusal(*GO_ON, "--trainer.max_steps=6")
     assert len(read_metrics(run_folder / "run")) == 5
+
+
+def test_a_run_that_another_process_has_brought_further_meanwhile_is_not_gone_back_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.find_checkpoint("last") is None
+    with ExitStack() as stack:  # the other process, which begins and ends before this one is ready
+        RunFolder(tmp_path).claim(stack, fresh=False)
+        folder.checkpoints.mkdir()
+        (folder.checkpoints / "step-00000250.ckpt").touch()
+    with ExitStack() as stack, pytest.raises(BrokenState, match=r"to step 250 in the meantime.*--ckpt_path last"):
+        folder.claim(stack, fresh=False)

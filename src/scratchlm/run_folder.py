@@ -12,7 +12,7 @@ from scratchlm.files.journal import read_marked
 from scratchlm.files.lock import folder_lock
 from scratchlm.files.whole import remove_leftovers, write_json
 from scratchlm.model import checkpoint as checkpoint_file
-from scratchlm.training.checkpoints import newest_whole
+from scratchlm.training.checkpoints import newest_whole, step_checkpoints
 from scratchlm.training.events import Events
 
 _CHOICES = {"device": str, "precision": str, "reason": str, "wandb_id": str, "compile": bool, "compile_reason": str}
@@ -31,6 +31,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self._passed_over: dict[str, str] = {}
         self._went_on_from = 0
+        self._seen: int | None = None  # step of the newest checkpoint when it was decided where to begin
 
     def claim(self, stack: ExitStack, fresh: bool) -> None:
         """Takes the folder for a fit of this process, and removes what killed writers left in it.
@@ -40,9 +41,14 @@ class RunFolder:
             fresh: Move an old run aside.
 
         Raises:
-            BrokenState: Another process owns the folder.
+            BrokenState: Another process owns the folder, or has gone on with the run since it was looked at.
         """
         stack.enter_context(folder_lock(self.path, "run.lock"))
+        if not fresh and self._seen is not None and (now := self._newest()) != self._seen:
+            raise BrokenState(
+                f"trainer.default_root_dir={self.path}: another process has brought this run to step {now:,} in the "
+                "meantime. Go on from there by --ckpt_path last."
+            )
         if fresh:
             self._move_aside()
         remove_leftovers(self.path)
@@ -60,6 +66,7 @@ class RunFolder:
         Raises:
             BadValue: It holds checkpoints.
         """
+        self._seen = self._newest()
         if any(self.checkpoints.glob("*.ckpt")):
             raise BadValue(
                 f"trainer.default_root_dir={self.path}: holds the checkpoints of a run. Go on with it by "
@@ -80,6 +87,7 @@ class RunFolder:
             MissingFile: A path leads nowhere.
         """
         if asked == "last":
+            self._seen = self._newest()
             self._passed_over = {}
             path = newest_whole(self.checkpoints, self._passed_over)
             self._went_on_from = int(path.stem.removeprefix("step-")) if path else 0
@@ -91,6 +99,9 @@ class RunFolder:
             raise MissingFile(f"--ckpt_path={asked}: no such file. Name a checkpoint, or say last or best.")
         checkpoint_file.verify(path)
         return path
+
+    def _newest(self) -> int:
+        return max(step_checkpoints(self.checkpoints), default=0)
 
     def read_choices(self) -> dict[str, Any]:
         """What the machine chose when the run began; empty for a new run."""

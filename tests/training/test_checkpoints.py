@@ -102,6 +102,28 @@ def test_best_is_the_checkpoint_of_the_lowest_validation_loss(tiny, tmp_path):
     assert checkpoints.best < float(trainer.callback_metrics["val/loss"])
 
 
+def test_a_best_checkpoint_behind_which_a_run_has_gone_back_is_set_aside_until_it_is_made_again(tiny, tmp_path):
+    folder = tmp_path / "checkpoints"
+    tiny.tiny_trainer(tmp_path, max_steps=6, val_every_steps=6, every_steps=4).fit(tiny.tiny_task(), tiny.TinyData())
+    (folder / "step-00000006.ckpt").unlink()  # as a kill behind the validation leaves it
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=5, val_every_steps=6, every_steps=9)
+    trainer.fit(tiny.tiny_task(), tiny.TinyData(), ckpt_path=folder / "step-00000004.ckpt")
+    assert {path.name for path in folder.glob("best*")} == {"best.ckpt", "best-00000006.ckpt"}
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=6, val_every_steps=6, every_steps=9)
+    trainer.fit(tiny.tiny_task(), tiny.TinyData(), ckpt_path=folder / "step-00000004.ckpt")
+    assert {path.name: read(path).step for path in folder.glob("best*")} == {"best.ckpt": 6, "best-00000005.ckpt": 5}
+
+
+def test_a_damaged_best_checkpoint_stops_no_run_and_the_next_validation_replaces_it(tiny, tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    tiny.tiny_trainer(tmp_path, max_steps=6, val_every_steps=2).fit(tiny.tiny_task(), tiny.TinyData())
+    flip_a_bit(folder / "best.ckpt")
+    trainer = tiny.tiny_trainer(tmp_path, max_steps=8, val_every_steps=2)
+    trainer.fit(tiny.tiny_task(), tiny.TinyData(), ckpt_path=folder / "step-00000006.ckpt")
+    assert read(folder / "best.ckpt").step == 8
+    assert "best.ckpt: damaged on disk" in capsys.readouterr().err
+
+
 def test_leftovers_of_a_killed_writer_are_cleared_away(tiny, tmp_path):
     leftover = tmp_path / "checkpoints" / ".step-00000002.ckpt.partial-123"
     leftover.parent.mkdir()
@@ -188,14 +210,15 @@ def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_it_or_the_ne
 def test_whatever_lies_where_the_newest_checkpoint_should_is_passed_over_and_told(tiny, run_folder, capsys):
     folder = run_folder / "checkpoints"
     whole = (folder / "step-00000008.ckpt").read_bytes()
-    with zipfile.ZipFile(folder / "step-00000008.ckpt") as archive:
-        largest = max(archive.infolist(), key=lambda info: info.file_size)
-    middle = whole.index(largest.filename.encode()) + largest.file_size // 2  # of its data, and in no gap between files
+    middle = len(whole) // 2
+    flipped = folder / "flipped"
+    flipped.write_bytes(whole)
+    flip_a_bit(flipped)
     damaged = {
         "empty": b"",
         "cut short": whole[:middle],
         "a byte short": whole[:-1],
-        "a bit of the data": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "a bit of the data": flipped.read_bytes(),
         "a bit of the first header": bytes([whole[0] ^ 1]) + whole[1:],
         "a bit of the directory": whole[:-22] + bytes([whole[-22] ^ 1]) + whole[-21:],
         "another kind": b"PK" + b"x" * 1000,

@@ -121,14 +121,20 @@ class Checkpoints(Checkpoint):
             remove_leftovers(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the step resumed from as saved; a best checkpoint of a later step, now given up, is renamed."""
+        """Takes the step resumed from as saved; a best one of a later step is set aside until it is made again."""
         self._saved_step = trainer.global_step
         best = self.folder / BEST
-        if trainer.is_global_zero and trainer.global_step and best.exists():
+        if not (trainer.is_global_zero and trainer.global_step and best.exists()):
+            return
+        try:
             step = read(best).step
+        except UserError as error:
+            say(f"{error} The next validation makes a new one.")
+            self.best = math.inf
+        else:
             if step > trainer.global_step:
-                best.rename(self.folder / f"best-{step:08d}.ckpt")
-                say(f"{best}: of step {step:,}, after the one gone back to; it is now best-{step:08d}.ckpt")
+                best.rename(self._best_of(step))
+                say(f"{best}: of step {step:,}, after the one gone back to; it is now {self._best_of(step).name}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves the step before this batch: later than its own end, so that a validation due at that step is done."""
@@ -152,6 +158,12 @@ class Checkpoints(Checkpoint):
         if loss < self.best:
             self.best = loss
             self._save(trainer, pl_module, self.folder / BEST)
+            if trainer.is_global_zero and (aside := self._best_of(trainer.global_step)).exists():
+                aside.unlink()
+
+    def _best_of(self, step: int) -> Path:
+        """Where the best checkpoint lies that a run has gone back behind: given up, or to come once more."""
+        return self.folder / f"best-{step:08d}.ckpt"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last step."""
