@@ -185,11 +185,11 @@ def test_an_index_of_pickled_objects_is_no_index(split: str, run_folder: Path, r
         ("choices.json", '{"device": "cpu", "precision": ["evil.Canary"], "reason": "x"}'),
         ("choices.json", '{"wandb_id": {"class_path": "evil.Canary"}}'),
         ("choices.json", '{"compile": "evil.Canary"}'),
-        ("metrics.jsonl", "5\n"),
+        ("metrics.jsonl", '5\n{"attempt": 1, "step": 1}\n'),
         ("metrics.jsonl", '{"attempt": "x", "step": 1}\n'),
         ("metrics.jsonl", '{"attempt": 1, "step": [1]}\n'),
         ("events.jsonl", '{"kind": 3, "step": 1}\n'),
-        ("events.jsonl", '["start"]\n'),
+        ("events.jsonl", '["start"]\n{"kind": "start", "step": 0}\n'),
     ],
 )
 def test_rubbish_in_what_a_run_wrote_of_itself_is_one_line(

@@ -219,7 +219,7 @@ def test_a_trace_needs_the_bins_that_the_run_was_trained_on(
         ("config.yaml", "data: {folder: 3}", "not the configuration of a run"),
         ("config.yaml", "- 5", "not the configuration of a run"),
         ("order.json", "[3]", "order.json: damaged"),
-        ("metrics.jsonl", "5\n", "metrics.jsonl: line 1 is damaged"),
+        ("metrics.jsonl", '5\n{"step": 1}\n', "metrics.jsonl: line 1 is damaged"),
         ("metrics.jsonl", '{"step": "x"}\n', "metrics.jsonl: line 1 is damaged"),
     ],
 )
