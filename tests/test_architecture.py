@@ -59,6 +59,8 @@ def test_every_folder_of_the_package_is_a_room() -> None:
         "run_faults",
         "run_folder",
         "run_memory",
+        "run_configuration",
+        "run_corpus",
         "run_settings",
     }
 

@@ -1,11 +1,9 @@
 """fit, validate, test and predict: one YAML, one run folder, the Trainer."""
 
-import inspect
 import json
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,11 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from scratchlm.cli import OneLineErrors, config_files, read_yaml, write_yaml
-from scratchlm.data.bins import is_prepared
-from scratchlm.data.card import card_table, warnings_for
-from scratchlm.data.inspection import require_untouched, require_whole
-from scratchlm.data.preparation import Corpus
+from scratchlm.cli import OneLineErrors, config_files, read_yaml
 from scratchlm.data.pretraining import PretrainingData
 from scratchlm.errors import BadValue, MissingFile, UserError
 from scratchlm.files.whole import write_text
@@ -32,10 +26,12 @@ from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.probe import choose
 from scratchlm.process import keep_freed_memory
 from scratchlm.ranks import Ranks
+from scratchlm.run_configuration import changes, run_folder_of, with_configuration_of_checkpoint
+from scratchlm.run_corpus import prepare_corpus
 from scratchlm.run_faults import fault_advice
 from scratchlm.run_folder import RunFolder
 from scratchlm.run_memory import choose_micro_batch_size, memory_advice, vocab_size
-from scratchlm.run_settings import changes, check_trainer_keys, check_values, require_resumable, without_classes
+from scratchlm.run_settings import check_trainer_keys, check_values, require_resumable
 from scratchlm.training.checkpoints import Checkpoints, WholeCheckpointIO
 from scratchlm.training.compilation import Compilation
 from scratchlm.training.divergence import DivergenceGuard
@@ -97,7 +93,7 @@ class RunCLI(LightningCLI):
         super().__init__(
             NextTokenTask,
             PretrainingData,
-            args=_with_configuration_of_checkpoint(argv, stack),
+            args=with_configuration_of_checkpoint(argv, stack),
             parser_class=RunParser,
             save_config_callback=None,
             seed_everything_default=1,
@@ -149,11 +145,11 @@ class RunCLI(LightningCLI):
         n_processes = self.ranks.n_processes(config.trainer)
         check_values(config, n_processes if self.subcommand == "fit" else 1)
         if config.trainer.default_root_dir is None:
-            config.trainer.default_root_dir = str(_run_folder(self.argv))
+            config.trainer.default_root_dir = str(run_folder_of(self.argv))
         self.folder = RunFolder(config.trainer.default_root_dir)
         if self.subcommand == "fit":
             self._find_start(config)
-            self._prepare_corpus(config)
+            self.order = prepare_corpus(config, _is_first_rank(), self.begun_with, self._yaml_of_run())
             self._choose_machine(config)
             if config.data.micro_batch_size == "auto" and _is_first_rank():
                 n_processes = self.ranks.n_processes(config.trainer)
@@ -280,27 +276,6 @@ class RunCLI(LightningCLI):
             self.folder.check_journals()
         config.ckpt_path = str(path) if path else None
 
-    def _prepare_corpus(self, config: Namespace) -> None:
-        """Makes the bins where they are missing, and refuses those that are not what the checkpoint was trained on."""
-        folder = config.data.folder
-        remake = f"scratchlm prepare --fresh true -c {self._yaml_of_run()}"
-        try:
-            if _is_first_rank():  # the others come when it is done
-                _prepare_corpus(config)
-            config.data.verify = False  # once is enough
-            order = PretrainingData(**config.data.as_dict()).order
-        except UserError as error:
-            raise type(error)(str(error).replace(checkpoint_file.REMAKE, remake)) from error
-        if not self.begun_with:
-            self.order = order
-            return
-        before = self.begun_with["configuration"].get("data", {}).get("folder", folder)
-        cure = f"{remake} makes that one again, where its sources are what they were."
-        if before != folder:
-            cure = f"Give --data.folder {before}; {cure}"
-        checkpoint_file.require_same_order(order, self.begun_with["order"], folder, cure)
-        self.order = order
-
     def _yaml_of_run(self) -> str:
         """What to give to `-c` for the run that goes on, or else for the one that begins."""
         path = self.begun_with and self.begun_with["checkpoint"].parent.parent / "config.yaml"
@@ -388,68 +363,6 @@ class RunCLI(LightningCLI):
         if config.trainer.max_epochs is not None:
             return max(1, config.trainer.max_epochs * data.sequences_per_epoch // data.global_batch_size)
         return config.trainer.max_steps
-
-
-def _with_configuration_of_checkpoint(argv: list[str], stack: ExitStack) -> list[str]:
-    """Lays a configuration under the command line: the checkpoint's where a file is named, the run's for last and best.
-
-    Where fit has a YAML of its own, the configuration of a file it starts from is left out: that run may be another.
-    Where the one in a file names code to run, YAMLs take its place.
-    """
-    path = _flag(argv, "--ckpt_path")
-    if path in (None, "null") or (path not in ("last", "best") and argv[0] == "fit" and config_files(argv)):
-        return argv
-    if path in ("last", "best"):
-        of_the_run = _run_folder(argv) / "config.yaml"
-        if not of_the_run.exists():
-            return argv
-        read_yaml(of_the_run)  # the parser's own complaints do not name the file
-        return [argv[0], "--config", str(of_the_run), *argv[1:]]
-    configuration = checkpoint_file.read(path).configuration
-    if not configuration:
-        raise BadValue(f"--ckpt_path={path}: holds no configuration. Name the run's YAML with -c.")
-    try:
-        configuration = without_classes(configuration, path, argv)
-    except BadValue as error:
-        if not config_files(argv):
-            raise
-        _say(f"{error} The -c files alone count.")
-        return argv
-    laid_under = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scratchlm-")), "configuration.yaml")
-    write_yaml(laid_under, configuration)
-    return [argv[0], "--config", str(laid_under), *argv[1:]]
-
-
-def _run_folder(argv: list[str]) -> Path:
-    """The run folder that a command line means: as a flag says, else a YAML, else named after the first YAML."""
-    folder = _flag(argv, "--trainer.default_root_dir")
-    for path in reversed(config_files(argv)):
-        folder = folder or (read_yaml(path).get("trainer") or {}).get("default_root_dir")
-    return Path(folder) if folder else Path("runs", *([Path(path).stem for path in config_files(argv)][:1] or ["run"]))
-
-
-def _flag(argv: list[str], name: str) -> str | None:
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
-        if word == name:
-            return following
-        if word.startswith(f"{name}="):
-            return word.removeprefix(f"{name}=")
-    return None
-
-
-def _prepare_corpus(config: Namespace) -> None:
-    """Makes the bins where they are missing; checks that they are the ones asked for where they are not."""
-    corpus = Corpus(**{key: config.data[key] for key in inspect.signature(Corpus).parameters})
-    were_there = is_prepared(config.data.folder)
-    manifest = corpus.prepare()
-    if config.data.verify:  # here, so that bins that are broken move no run aside
-        require_whole(config.data.folder, manifest)
-    else:
-        require_untouched(config.data.folder, manifest)
-    if not were_there:
-        print(card_table(manifest), flush=True)
-    for warning in warnings_for(manifest, config.data.context_length) if were_there else ():
-        _say(f"warning: {warning}")
 
 
 def _is_first_rank() -> bool:

@@ -19,8 +19,6 @@ from scratchlm.model.gpt import GPT
 from scratchlm.training.checkpoints import Checkpoints
 from scratchlm.training.task import NextTokenTask
 
-_SECTIONS = ("data", "model", "trainer", "checkpoint")
-_RUN_FOLDER = "trainer.default_root_dir"
 _ONLY = {  # Trainer settings that would break the order of training, and the values that do not
     "limit_train_batches": (None, 1.0),
     "overfit_batches": (0, 0.0),
@@ -190,88 +188,3 @@ def _faults(found: Any, form: Any, where: str) -> Iterator[str]:
             yield from _faults(value, inner, f"{where}[{number}]")
     elif form is not None and type(found) is not (kind := dict if isinstance(form, dict) else type(form)):
         yield f"{where} is {type(found).__name__}, not {kind.__name__}"
-
-
-def without_classes(configuration: dict[str, Any], path: str | Path, argv: list[str]) -> dict[str, Any]:
-    """The configuration that a checkpoint file brings along, once it is sure that it names no code to run.
-
-    A run's own config.yaml may name classes: it is the user's. A checkpoint may come from anywhere.
-
-    Args:
-        configuration: As the file has it.
-        path: The file.
-        argv: The command line; a key that it gives is its own, whatever the file says.
-
-    Returns:
-        The configuration, without the keys of the command line that name a class in the file.
-
-    Raises:
-        BadValue: It names a class, or has parts that no run has.
-    """
-    kept: dict[str, Any] = {}
-    for part, values in configuration.items():
-        is_section = part in _SECTIONS
-        if not ((is_section and isinstance(values, dict)) or part == "seed_everything"):
-            raise BadValue(
-                f"--ckpt_path={path}: the configuration in it has a part {part!r} that no run has. Name the run's YAML "
-                "with -c, if you trust it."
-            )
-        kept[part] = dict(values) if is_section else values
-        for key in list(values) if is_section else ():
-            name = f"{part}.{key}"
-            if not _names_code(name, {key: values[key]}):
-                continue
-            if not any(word == f"--{name}" or word.startswith(f"--{name}=") for word in argv):
-                raise BadValue(
-                    f"--ckpt_path={path}: the configuration in it names code to run, in {name}, and a checkpoint may "
-                    f"come from anywhere. Name the run's YAML with -c, if you trust it, or give --{name} yourself."
-                )
-            del kept[part][key]
-    return kept
-
-
-def _names_code(name: str, part: dict[str, Any]) -> bool:
-    if checkpoint_file.names_class(part):
-        return True
-    [value] = part.values()
-    if name == "model.gpt":
-        return not isinstance(value, dict)  # else the path of a file that holds them
-    if name == "data.cleaning":
-        return any("." in text for text in _texts(value))
-    # A class may be named without `class_path` too, and a path may stand for a file that names it.
-    return name.startswith("trainer.") and name != _RUN_FOLDER and any(set(text) & set("./") for text in _texts(value))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value:
-            yield from _texts(inner)
-            if isinstance(value, dict):
-                yield from _texts(value[inner])
-
-
-def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """What a run goes on with otherwise than before.
-
-    Args:
-        before: The configuration that the checkpoint was made with; what it does not know is not compared.
-        now: That of this process.
-
-    Returns:
-        Dotted key -> the value before and now.
-    """
-    old, new = _dotted(before), _dotted(now)
-    return {key: [old[key], new[key]] for key in new if key in old and old[key] != new[key] and key != _RUN_FOLDER}
-
-
-def _dotted(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Keys as the command line has them."""
-    parts = {key: value for key, value in configuration.items() if key in _SECTIONS and isinstance(value, dict)}
-    dotted = {key: value for key, value in configuration.items() if key not in parts}
-    dotted |= {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-    if isinstance(gpt := dotted.get("model.gpt"), dict):
-        del dotted["model.gpt"]
-        dotted |= {f"model.gpt.{key}": value for key, value in gpt.items()}
-    return dotted

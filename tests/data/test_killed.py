@@ -438,7 +438,10 @@ def test_fresh_with_other_settings_after_a_kill_while_publishing_heeds_them(half
 
 
 IN_THE_FOLDER = r"{folder}: no space left; about [\d,]+ bytes more are needed, and [\d,]+ are free\. .* it goes on from"
-AT_A_FILE = r"{folder}/%s: no space left to write it \([\d,]+ bytes free there\)\. Make space and run again\."
+AT_A_FILE = (
+    r"{folder}/%s: no space left to write it \([\d,]+ bytes written, [\d,]+ bytes free there\)\. "
+    r"Make space and run again\."
+)
 
 
 @pytest.mark.parametrize(
