@@ -126,7 +126,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny: Any, tmp_path: Path) -> None:
 
 def test_a_terminal_that_is_closed_stops_and_saves(tiny: Any, tmp_path: Path) -> None:
     ours, theirs = os.openpty()
-    command = [sys.executable, tiny.__file__, str(tmp_path), "--step-seconds", "0.2"]
+    command = [sys.executable, tiny.__file__, str(tmp_path), "--step-seconds", "0.6"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         command,
