@@ -96,6 +96,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert stop_after_step(start(run, folder, "--data.num_workers=2"), run, 12, first) == statuses[first]
         assert stop_after_step(start(run, folder, "--ckpt_path=last"), run, 33, second) == statuses[second]
         assert start(run, folder, "--ckpt_path=last").wait() == 0
+    assert start(folder / "killed", folder, "--ckpt_path=last").wait() == 0  # there is nothing left to do
     return folder
 
 
@@ -132,6 +133,7 @@ def test_the_report_tells_of_each_attempt(journey: Path) -> None:
     assert [mark["attempt"] for mark in drawn["resumes"]] == [2, 3]
     assert [len(series["steps"]) for series in drawn["charts"][0]["series"]] == [60, 3]
     assert "<td>stories.txt</td>" in page
+    assert "finished" in page.split("<h2>")[0]
 
 
 def test_every_checkpoint_loads_with_weights_only_however_the_run_was_stopped(journey: Path) -> None:

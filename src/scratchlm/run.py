@@ -215,13 +215,18 @@ class RunCLI(LightningCLI):
     def _settle_training(self) -> None:
         data, trainer = self.datamodule, self.trainer
         self.model.configuration = self.configuration
+        rehearses = self._get(self.config_init, "trainer")["fast_dev_run"]
+        if self.steps_done < trainer.max_steps and not rehearses:
+            path = self.config.fit.ckpt_path
+            start = {"checkpoint": path and Path(path).name, "changed": self.changed, "environment": environment()}
+            Events(self.folder.path).add("start", self.steps_done, **start)
         if self.model.warmup_steps >= trainer.max_steps:
             _say(
                 f"warning: model.warmup_steps={self.model.warmup_steps}: the run ends at step {trainer.max_steps:,}, "
                 "before the rate has reached model.learning_rate. Give fewer."
             )
         trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-        if not self._get(self.config_init, "trainer")["fast_dev_run"]:
+        if not rehearses:
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -296,9 +301,6 @@ class RunCLI(LightningCLI):
             write_text(self.folder.path / "config.yaml", resolved)
             self.folder.write_order(self.order)
             self._record_choices()
-            checkpoint = Path(config.ckpt_path).name if config.ckpt_path else None
-            start = {"checkpoint": checkpoint, "changed": self.changed, "environment": environment()}
-            Events(self.folder.path).add("start", self.steps_done, **start)
 
     def _record_choices(self) -> None:
         if _is_first_rank():

@@ -54,10 +54,10 @@ def header(
     )
 
 
-def _ended(process: Attempt) -> tuple[str, str]:
+def _ended(process: Attempt, is_last: bool = True) -> tuple[str, str]:
     """How a process ended, in words, and as what it is shown."""
     if process.end is None:
-        return "no end recorded: killed, failed, or still at work", "open"
+        return f"no end recorded: killed{', failed, or still at work' if is_last else ' or failed'}", "open"
     if process.end["kind"] == "end":
         return "finished", "finished"
     saved = "" if process.end.get("saved", True) else ", not saved"
@@ -118,7 +118,7 @@ def attempts_table(processes: Sequence[Attempt]) -> str:
                 "the beginning" if is_first else start.get("checkpoint") or f"step {process.resumed_step:,}",
                 f"{process.resumed_step:,} to {process.last_step:,}" if process.last_step is not None else "",
                 _duration(process.seconds),
-                _ended(process)[0],
+                _ended(process, process is processes[-1])[0],
                 _changed(process),
             ]
         )
