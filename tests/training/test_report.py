@@ -198,7 +198,7 @@ def test_the_page_tells_attempts_events_corpus_and_environment(run: Path) -> Non
         "300 of 300",
         f"{300 * TOKENS_PER_STEP:,}",
         f"{min(line['val/loss'] for line in read_metrics(run) if 'val/loss' in line):.4f} at step 300",
-        "no end recorded: killed, failed, or still at work",
+        "no end recorded: killed or failed",
         "stopped by SIGTERM at step 180",
         "step-00000100.ckpt",
         "77: tales 1200, tales 1201, tales 1202, tales 1203, tales 1204, tales 1205 and 3 more",
