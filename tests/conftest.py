@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,9 @@ os.environ["HF_ENDPOINT"] = _HUB.address
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="scratchlm-hub-client-")
 atexit.register(_HUB.server_close)
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+# Shells start what runs in the background with Ctrl-C ignored, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # VmHWM, since a child's ru_maxrss on Linux begins at its parent's.

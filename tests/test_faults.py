@@ -212,10 +212,11 @@ def test_a_run_goes_on_exactly_from_the_newest_whole_checkpoint_and_says_which_i
 def test_with_every_checkpoint_damaged_the_command_stops(preloaded, wrecked):
     run = preloaded.folder / "all-damaged"
     shutil.copytree(preloaded.folder / "run-full-0", run)
-    os.truncate(run / "checkpoints" / "step-00000004.ckpt", 1000)
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        os.truncate(path, 1000)
     ended = preloaded.run(*fit("all-damaged", "--ckpt_path=last"))
     assert ended.status() == 2
-    assert "every periodic checkpoint in it is damaged" in error(ended.said)
+    assert "every checkpoint in it is damaged" in error(ended.said)
 
 
 @pytest.mark.parametrize(("n_bytes", "file"), [(0, "run.lock"), (100, "config.yaml")])
@@ -312,7 +313,7 @@ def test_a_user_without_a_name_a_home_or_a_writable_cache_trains(preloaded, wrec
     nowhere = {name: str(folder / "nobody" / "wandb" / "x") for name in (*names, "XDG_CACHE_HOME", "TMPDIR")}
     removed = ("HOME", "WANDB_MODE", "USER", "LOGNAME", "TORCHINDUCTOR_CACHE_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in removed} | nowhere
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}  # of which the others were made
     code = "from tests.wrecking import nobody; nobody()\nfrom scratchlm.cli import main; main()"
     command = [sys.executable, "-c", code, *fit("nobody")]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -60,6 +60,8 @@ class Ranks:
             rank = self._environment.local_rank() or self._environment.node_rank()
             self.n_started: int | None = None
             several = "LOCAL_RANK" in os.environ or "NODE_RANK" in os.environ
+            if "LOCAL_RANK" in os.environ and rank:  # started by the first process of this machine
+                threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         else:
             rank = self._environment.global_rank()
             self.n_started = self._environment.world_size()
@@ -286,6 +288,13 @@ class Ranks:
         for child in children:
             child.kill()
             child.wait()
+
+
+def _end_with_parent(pid: int) -> None:
+    """Ends this process soon after its parent: it would wait for it where they are to meet."""
+    while os.getppid() == pid:
+        time.sleep(_GRACE_SECONDS)
+    os._exit(1)
 
 
 def _is_of_the_line(error: BaseException) -> bool:

@@ -236,8 +236,12 @@ class RunCLI(LightningCLI):
             try:
                 super()._run_subcommand(subcommand)
             except Stopped as stop:
-                saved = f"saved after step {self.trainer.global_step:,}; " if stop.saved else ""
-                _say(f"stopped by {stop.signal.name}, {saved}--ckpt_path last goes on with the run")
+                step, name = self.trainer.global_step, stop.signal.name
+                if stop.saved:
+                    _say(f"stopped by {name}, saved after step {step:,}; --ckpt_path last goes on with the run")
+                else:
+                    Events(self.folder.path).add("stop", step, signal=name, saved=False)
+                    _say(f"stopped by {name} before the first step of this process: there was nothing to save")
                 raise
             except SystemExit as stop:  # how Lightning 2.6 ends at SIGTERM and Ctrl-C, with status 0 and 1
                 if not self.trainer.interrupted:
@@ -260,6 +264,9 @@ class RunCLI(LightningCLI):
                 f"--fresh true: moves aside the run that --ckpt_path={config.ckpt_path} is to go on with. "
                 "Drop one of them."
             )
+        self.goes_on = config.ckpt_path == "last"
+        if config.ckpt_path and not is_inside and not Path(config.ckpt_path).exists():
+            self.folder.find_checkpoint(config.ckpt_path)  # which says so
         if not (is_inside or config.fresh) and _is_first_rank():
             self.folder.refuse_second_run()
         if not _is_first_rank():
@@ -298,6 +305,8 @@ class RunCLI(LightningCLI):
             _say(f"{key}: {_as_yaml(now)} from here on, {_as_yaml(before)} before")
         if _is_first_rank():
             self.folder.claim(self.stack, config.fresh)
+            if config.ckpt_path and not (self.goes_on or config.trainer.fast_dev_run):
+                self.folder.stand_at(Path(config.ckpt_path), self.steps_done)
             write_text(self.folder.path / "config.yaml", resolved)
             self.folder.write_order(self.order)
             self._record_choices()

@@ -1,6 +1,8 @@
 """A run's folder: whose it is, which checkpoint goes on, and what the machine chose when the run began."""
 
 import json
+import os
+import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,11 +12,12 @@ from scratchlm.data.tracing import ORDER_FILE
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.files.journal import read_marked
 from scratchlm.files.lock import folder_lock
-from scratchlm.files.whole import remove_leftovers, write_json
+from scratchlm.files.whole import remove_leftovers, whole_file, write_json
 from scratchlm.model import checkpoint as checkpoint_file
-from scratchlm.training.checkpoints import newest_whole, step_checkpoints
+from scratchlm.training.checkpoints import newest_whole, step_checkpoints, step_path
 from scratchlm.training.events import Events
 
+GIVEN_UP = "given-up"  # in the checkpoints folder: those of later steps than the one a run went back to
 _CHOICES = {"device": str, "precision": str, "reason": str, "wandb_id": str, "compile": bool, "compile_reason": str}
 
 
@@ -57,8 +60,35 @@ class RunFolder:
             Events(self.path).add("passed_over", self._went_on_from, file=file, why=why)
 
     def holds(self, checkpoint: str | None) -> bool:
-        """Whether a path is that of a checkpoint of this run."""
-        return checkpoint is not None and Path(checkpoint).resolve().parent == self.checkpoints.resolve()
+        """Whether a path is that of a checkpoint of this run, or of one that it has given up."""
+        return checkpoint is not None and self.checkpoints.resolve() in Path(checkpoint).resolve().parents
+
+    def stand_at(self, checkpoint: Path, step: int) -> None:
+        """Makes a checkpoint that was asked for by name the newest of the run, which is what `last` means from now on.
+
+        Args:
+            checkpoint: The file, of this run or another; it stays where it is.
+            step: Of the file. The run's own checkpoints of later steps are set aside.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        later = {at: path for at, path in step_checkpoints(self.checkpoints).items() if at > step}
+        if later:
+            aside = self.checkpoints / GIVEN_UP
+            aside.mkdir(exist_ok=True)
+            for path in later.values():
+                path.replace(aside / path.name)
+            names = ", ".join(path.name for _, path in sorted(later.items()))
+            print(
+                f"scratchlm: steps {step + 1:,} to {max(later):,} are given up; {names}: now in {aside}",
+                file=sys.stderr,
+            )
+        here = step_path(self.checkpoints, step)
+        if not here.exists():
+            try:
+                os.link(checkpoint, here)
+            except OSError:  # on another disk, or one that knows no links
+                with checkpoint.open("rb") as source, whole_file(here) as copy:
+                    shutil.copyfileobj(source, copy)
 
     def refuse_second_run(self) -> None:
         """Refuses to begin a run in a folder that holds one.
@@ -90,7 +120,7 @@ class RunFolder:
             self._seen = self._newest()
             self._passed_over = {}
             path = newest_whole(self.checkpoints, self._passed_over)
-            self._went_on_from = int(path.stem.removeprefix("step-")) if path else 0
+            self._went_on_from = checkpoint_file.read(path, is_verified=True).step if self._passed_over and path else 0
             return path
         path = self.checkpoints / "best.ckpt" if asked == "best" else Path(asked)
         if asked == "best" and not path.exists():

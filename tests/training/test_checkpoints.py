@@ -48,6 +48,7 @@ def test_the_newest_whole_checkpoint_is_found_behind_damaged_ones(run_folder, ca
     folder = run_folder / "checkpoints"
     assert sorted(step_checkpoints(folder)) == [2, 4, 6, 8]
     assert newest_whole(folder) == folder / "step-00000008.ckpt"
+    (folder / "best.ckpt").write_bytes((folder / "step-00000002.ckpt").read_bytes())
     flip_a_bit(folder / "step-00000008.ckpt")
     with (folder / "step-00000006.ckpt").open("r+b") as file:
         file.truncate(1000)
@@ -61,7 +62,9 @@ def test_with_every_checkpoint_damaged_there_is_none_to_go_on_from(run_folder):
     folder = run_folder / "checkpoints"
     for path in step_checkpoints(folder).values():
         flip_a_bit(path)
-    with pytest.raises(BrokenState, match=r"every periodic checkpoint in it is damaged. Try --ckpt_path .*best.ckpt"):
+    assert newest_whole(folder) == folder / "best.ckpt", "the only one that is whole"
+    flip_a_bit(folder / "best.ckpt")
+    with pytest.raises(BrokenState, match=r"every checkpoint in it is damaged. Start a new run in another"):
         newest_whole(folder)
 
 

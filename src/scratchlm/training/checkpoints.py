@@ -186,7 +186,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:
             return
-        self._save(trainer, pl_module, self.folder / f"step-{step:08d}.ckpt")
+        self._save(trainer, pl_module, step_path(self.folder, step))
         self._saved_step = step
         if trainer.is_global_zero:
             self._prune(step)
@@ -210,6 +210,11 @@ class Checkpoints(Checkpoint):
                     say(f"{path}: cannot be removed ({error.strerror}); it stays")
 
 
+def step_path(folder: Path, step: int) -> Path:
+    """Where the periodic checkpoint of a step lies."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
 def step_checkpoints(folder: str | Path) -> Mapping[int, Path]:
     """Periodic checkpoints in a folder by their step."""
     matches = ((_STEP_NAME.fullmatch(path.name), path) for path in Path(folder).glob("step-*.ckpt"))
@@ -217,7 +222,9 @@ def step_checkpoints(folder: str | Path) -> Mapping[int, Path]:
 
 
 def newest_whole(folder: str | Path, passed_over: dict[str, str] | None = None) -> Path | None:
-    """The periodic checkpoint of the latest step whose bytes are sound; says which it passed over and why.
+    """The periodic checkpoint of the latest step whose bytes are sound, or best.ckpt where only that is later.
+
+    It says which it passed over and why.
 
     Args:
         folder: The `checkpoints` folder of a run.
@@ -227,7 +234,7 @@ def newest_whole(folder: str | Path, passed_over: dict[str, str] | None = None) 
         The path, or None where there is no periodic checkpoint at all.
 
     Raises:
-        BrokenState: There are some, and every one is damaged.
+        BrokenState: There are some, and all are damaged.
     """
     found = step_checkpoints(folder)
     for step in sorted(found, reverse=True):
@@ -238,9 +245,23 @@ def newest_whole(folder: str | Path, passed_over: dict[str, str] | None = None) 
             if passed_over is not None:
                 passed_over[found[step].name] = str(error)
         else:
-            return found[step]
+            return found[step] if step == max(found) else _later_best(folder, step) or found[step]
     if not found:
         return None
+    if best := _later_best(folder, 0):
+        return best
+    raise BrokenState(
+        f"{folder}: every checkpoint in it is damaged. Start a new run in another trainer.default_root_dir."
+    )
+
+
+def _later_best(folder: str | Path, step: int) -> Path | None:
     best = Path(folder) / BEST
-    cure = f"Try --ckpt_path {best}." if best.exists() else "Start a new run in another trainer.default_root_dir."
-    raise BrokenState(f"{folder}: every periodic checkpoint in it is damaged. {cure}")
+    try:
+        found = read(best).step
+    except UserError:
+        return None
+    if found <= step:
+        return None
+    say(f"{best}: is whole, and of step {found:,}.")
+    return best

@@ -58,6 +58,7 @@ class Stopping(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals from Lightning, which gives them back when the Trainer ends."""
         self._told, self._is_training = 0, False
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         self._events = Events(trainer.default_root_dir)
         self._savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
         if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
@@ -109,7 +110,7 @@ class Stopping(Callback):
             os._exit(128 + number)
         self._told = number
         if number == signal.SIGHUP:  # what is said from now on would fail
-            for stream in (1, 2):
+            for stream in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         if not self._is_training:
             raise Stopped(number)
