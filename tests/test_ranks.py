@@ -361,6 +361,36 @@ def test_whatever_ends_one_process_is_said_once_and_ends_them_all(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sign", ["data.folder", "memory  "])  # the other process is about to begin; both train
+def test_a_first_process_that_is_killed_takes_the_others_with_it(runs: Path, sign: str) -> None:
+    command = words(f"killed-{sign[:4]}", "--trainer.devices=2", "--trainer.max_steps=100000")
+    first = start(runs, command)
+    assert first.stdout is not None
+    if sign == "memory  ":
+        while sign not in first.stdout.readline():
+            pass
+    else:
+        while len(of_session(first.pid)) < 2:
+            time.sleep(0.01)
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 15
+    while of_session(first.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = of_session(first.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    first.stdout.close()
+
+
+def of_session(leader: int) -> list[int]:
+    """Processes of a session that are alive."""
+    found = subprocess.run(["ps", "-s", str(leader), "-o", "pid=,stat="], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if not line.split()[1].startswith("Z")]
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_infinite_in_one_process_has_all_leave_the_step_out(runs: Path) -> None:
     fault = {"class_path": "tests.rank_witness.Fault", "init_args": {"rank": 1, "step": 3, "kind": "infinite loss"}}
     statuses, said = by_launcher(runs, words("infinite", f"--trainer.callbacks={json.dumps([fault])}"))

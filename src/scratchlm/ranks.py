@@ -41,6 +41,8 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 3.0  # for a process to end by itself once another has failed, before it is ended
 _CLOSING_SECONDS = 60.0  # for the first process to close the run's files and W&B, when all stop together
 
+_PARENT = "SCRATCHLM_PARENT"
+
 _GO, _ENDING, _STATUS = "go", "ending", "status"
 
 
@@ -60,8 +62,9 @@ class Ranks:
             rank = self._environment.local_rank() or self._environment.node_rank()
             self.n_started: int | None = None
             several = "LOCAL_RANK" in os.environ or "NODE_RANK" in os.environ
-            if "LOCAL_RANK" in os.environ and rank:  # started by the first process of this machine
-                threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+            parent = int(os.environ.pop(_PARENT, os.getpid()))
+            if parent != os.getpid():
+                threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
         else:
             rank = self._environment.global_rank()
             self.n_started = self._environment.world_size()
@@ -153,6 +156,7 @@ class Ranks:
         self._trainer = trainer
         if trainer.world_size == 1:
             return
+        os.environ[_PARENT] = str(os.getpid())  # to be read by those that Lightning starts from here
         if self._store is None:
             self._meet()
         assert self._store is not None
