@@ -68,6 +68,8 @@ class Fault(Callback):
         vars(pl_module).pop("loss", None)
         if trainer.global_rank != self.rank or batch_idx != (self.step - 1) * trainer.accumulate_grad_batches:
             return
+        if " in validation" in self.kind:
+            return
         if self.kind == "infinite loss":
             inner = pl_module.loss
             vars(pl_module)["loss"] = lambda batch: inner(batch) + float("inf")
@@ -77,3 +79,11 @@ class Fault(Callback):
         if self.kind == "bug":
             raise KeyError("made by the test")
         os.kill(os.getpid(), signal.Signals[self.kind])
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        name, _, where = self.kind.partition(" in validation of ")
+        if where and trainer.global_step == self.step and trainer.global_rank == self.rank:
+            if where == "all":  # its loader's workers too
+                os.killpg(0, signal.Signals[name])
+            else:
+                os.kill(os.getpid(), signal.Signals[name])

@@ -3,7 +3,11 @@
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +94,27 @@ def test_a_step_that_is_left_out_names_its_documents(tracer: Tracer, command: Co
     assert [(event["step"], event["sequences"]) for event in skipped] == [(7, tracer.step(7))]
     entry = skipped[0]["sequences"][0]["documents"][0]
     assert int(entry["hash"], 16) == int(Bin("bins", "train").documents["hash"][entry["document"]])
+
+
+@pytest.mark.parametrize(("name", "of", "status"), [("SIGTERM", "one", 143), ("SIGHUP", "all", 129)])
+def test_a_signal_to_a_run_with_loader_workers_amid_a_validation_saves_and_ends_it(
+    tracer: Tracer, tmp_path: Path, name: str, of: str, status: int
+) -> None:
+    fault = {
+        "class_path": "tests.rank_witness.Fault",
+        "init_args": {"rank": 0, "step": 5, "kind": f"{name} in validation of {of}"},
+    }
+    words = ["--trainer.val_check_interval=5", "--data.num_workers=2", f"--trainer.callbacks={json.dumps([fault])}"]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "scratchlm", *FIT, *words]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        assert process.wait(timeout=60) == status
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000005.ckpt").exists()
+    assert read_events(tmp_path / "run")[-1]["signal"] == name

@@ -305,7 +305,9 @@ class RunCLI(LightningCLI):
             _say(f"{key}: {_as_yaml(now)} from here on, {_as_yaml(before)} before")
         if _is_first_rank():
             self.folder.claim(self.stack, config.fresh)
-            if config.ckpt_path and not (self.goes_on or config.trainer.fast_dev_run):
+            if config.trainer.fast_dev_run:  # a rehearsal leaves nothing behind
+                return
+            if config.ckpt_path and not self.goes_on:
                 self.folder.stand_at(Path(config.ckpt_path), self.steps_done)
             write_text(self.folder.path / "config.yaml", resolved)
             self.folder.write_order(self.order)

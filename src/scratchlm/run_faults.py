@@ -1,8 +1,6 @@
 """Faults of a run's surroundings that its libraries tell by a traceback, each as the one line that says what to do."""
 
-import multiprocessing
 import re
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch._C import _error_if_any_worker_fails
 
 from scratchlm.errors import BadValue, BrokenState, UserError
-from scratchlm.process import lost_worker
+from scratchlm.process import end_loader_workers, lost_worker
 
 # What torch says of an id that the embedding has no row for, on a CPU and, far from where it happened, on CUDA.
 _BEYOND_VOCABULARY = ("index out of range in self", "device-side assert triggered")
@@ -41,7 +39,7 @@ def fault_advice(config: Namespace) -> Iterator[None]:
         text = str(error)
         n_workers = config.data.num_workers
         if n_workers and (lost := _loss_of_a_worker(error)):
-            _end_workers()
+            end_loader_workers()
             raise BrokenState(
                 f"data.num_workers={n_workers}: the worker process {lost_worker(lost)} has ended ({_cause(lost)}). "
                 "Where memory ran out, give fewer workers, or 0. The checkpoints are as they were: go on by "
@@ -70,15 +68,6 @@ def _loss_of_a_worker(error: BaseException) -> BaseException | None:
             return None
         time.sleep(0.01)
     return error
-
-
-def _end_workers() -> None:
-    """Ends the workers that are left: at this process's end torch waits five seconds for one that waits for a lock."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-            process.join()
 
 
 def _cause(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Batches for the Trainer: which sequences a step sees is a function of the seed and their numbers alone."""
 
+import atexit
 import signal
 import sys
 from functools import cached_property
@@ -21,6 +22,7 @@ from scratchlm.data.windows import n_windows
 from scratchlm.errors import BadValue, BrokenState, MissingFile
 from scratchlm.model import checkpoint as checkpoint_file
 from scratchlm.model.checkpoint import ORDER_FILES, ORDER_SETTINGS
+from scratchlm.process import end_loader_workers
 from scratchlm.text import tokenizer
 
 
@@ -364,6 +366,9 @@ class PretrainingData(LightningDataModule):
         return ScoredBatches(Bin(self.folder, split), self.context_length, self._micro_batch_size, world, rank)
 
     def _loader(self, batches: Dataset[Batch]) -> DataLoader[Batch]:
+        if self.num_workers:
+            atexit.unregister(end_loader_workers)
+            atexit.register(end_loader_workers)  # they hear no signal
         return DataLoader(
             batches,
             batch_size=None,
@@ -382,8 +387,7 @@ def _as_they_are(batch: Any) -> Any:
 def _leave_signals_to_the_run(worker: int) -> None:
     """In a worker process: Ctrl-C and a scheduler's signals come to all processes, and the run still needs its batches.
 
-    The second SIGTERM ends a worker: it may be torch's, which ends with it those that hang.
+    Where the run itself is killed, torch has them see it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

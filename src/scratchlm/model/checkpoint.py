@@ -196,6 +196,9 @@ def read(path: str | Path, device: str | torch.device = "cpu", is_verified: bool
     weights = {name: tensor for name, tensor in content["state_dict"].items() if str(name).startswith(_PREFIX)}
     if wrong := [name for name, tensor in weights.items() if not isinstance(tensor, Tensor)]:
         raise BrokenState(f"{path}: {wrong[0]} in its state_dict is no tensor. Use another checkpoint.")
+    n_layers = known["gpt_settings"].get("n_layers")
+    if isinstance(n_layers, int) and n_layers > len(weights):  # else it would be built, whatever its size
+        raise BrokenState(f"{path}: holds {len(weights):,} weights, too few for its n_layers. Use another checkpoint.")
     copies = {name.removeprefix(_PREFIX): tensor.to(device, copy=True) for name, tensor in weights.items()}
     return Checkpoint(weights=copies, extra=ours, **known)
 

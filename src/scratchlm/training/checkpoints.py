@@ -155,7 +155,7 @@ class Checkpoints(Checkpoint):
             raise task_of(pl_module).divergence(
                 f"the validation loss is no finite number at step {trainer.global_step:,}"
             )
-        if loss < self.best:
+        if not loss >= self.best:  # also where that is no number
             self.best = loss
             self._save(trainer, pl_module, self.folder / BEST)
             if trainer.is_global_zero and (aside := self._best_of(trainer.global_step)).exists():

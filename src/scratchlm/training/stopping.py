@@ -51,13 +51,14 @@ class Stopping(Callback):
     def __init__(self) -> None:
         """Starts with no signal."""
         self._told = 0
+        self._was_interrupted = False
         self._is_training = False
         self._group: Any = None
         self._end_children: Callable[[], None] = _nothing
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals from Lightning, which gives them back when the Trainer ends."""
-        self._told, self._is_training = 0, False
+        self._told, self._was_interrupted, self._is_training = 0, False, False
         self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         self._events = Events(trainer.default_root_dir)
         self._savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
@@ -104,11 +105,12 @@ class Stopping(Callback):
             self._events.add("end", trainer.global_step)
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._told == signal.SIGINT:
+        if number == signal.SIGINT and self._was_interrupted:
             _say_now("stopped at once; --ckpt_path last goes on from the last checkpoint")
             self._end_children()
             os._exit(128 + number)
         self._told = number
+        self._was_interrupted |= number == signal.SIGINT
         if number == signal.SIGHUP:  # what is said from now on would fail
             for stream in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
