@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.test_journey import write_stories
+from tests.test_trace import CONTEXT, GLOBAL, words
 
 from scratchlm.data.bins import Bin
 from scratchlm.data.tracing import Tracer
@@ -21,30 +22,16 @@ from scratchlm.training.run_log import read_metrics
 
 Command = Callable[..., None]
 
-STEPS, GLOBAL, CONTEXT, BAD_STEP = 60, 4, 32, 45
-FIT = [
-    "fit",
-    "--data.sources={stories: {uri: stories.txt, documents: line}, notes: {uri: notes.txt, documents: line}}",
-    "--data.folder=bins",
-    "--data.vocab_size=300",
-    f"--data.context_length={CONTEXT}",
-    "--data.micro_batch_size=2",
-    f"--data.global_batch_size={GLOBAL}",
-    "--model.gpt.d_model=16",
-    "--model.gpt.n_layers=1",
-    "--model.gpt.n_heads=2",
-    "--model.gpt.d_ff=32",
+BAD_STEP = 45
+FIT = words(
+    "run",
+    60,
     "--model.gpt.dropout=0.1",
     "--model.learning_rate=0.01",
     "--model.warmup_steps=5",
-    "--model.sample_prompts=[]",
-    f"--trainer.max_steps={STEPS}",
     "--trainer.log_every_n_steps=1",
-    "--trainer.limit_val_batches=1",
-    "--trainer.accelerator=cpu",
-    "--trainer.precision=32-true",
-    "--trainer.default_root_dir=run",
-]
+    "--trainer.callbacks=null",
+)
 
 
 @pytest.fixture
@@ -104,10 +91,10 @@ def test_a_signal_to_a_run_with_loader_workers_amid_a_validation_saves_and_ends_
         "class_path": "tests.rank_witness.Fault",
         "init_args": {"rank": 0, "step": 5, "kind": f"{name} in validation of {of}"},
     }
-    words = ["--trainer.val_check_interval=5", "--data.num_workers=2", f"--trainer.callbacks={json.dumps([fault])}"]
+    more = ["--trainer.val_check_interval=5", "--data.num_workers=2", f"--trainer.callbacks={json.dumps([fault])}"]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     environment = os.environ | {"PYTHONPATH": paths, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "scratchlm", *FIT, *words]
+    command = [sys.executable, "-m", "scratchlm", *FIT, *more]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -6,7 +6,7 @@ import statistics
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,10 @@ def _terminal(log: Path) -> Iterator[int]:
     termios.tcsetwinsize(theirs, _TERMINAL)
 
     def drain() -> None:
-        try:
+        with suppress(OSError):  # how Linux says that the other end is closed
             while written := os.read(ours, 1 << 16):
                 with log.open("ab") as file:
                     file.write(written)
-        except OSError:  # how Linux says that the other end is closed
-            pass
 
     drainer = threading.Thread(target=drain, daemon=True)
     drainer.start()

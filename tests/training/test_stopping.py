@@ -85,6 +85,26 @@ def test_a_validation_that_was_broken_off_is_made_once_and_whole(undisturbed: Pa
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 15)), "no step is made twice"
 
 
+class EventsSeen(Callback):
+    """What is noted of the run as each checkpoint is made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kinds: list[list[str]] = []
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.kinds.append([event["kind"] for event in read_events(self.folder)])
+
+
+def test_the_end_of_a_run_is_noted_once_and_not_before_its_last_checkpoint_is_there(tiny: Any, tmp_path: Path) -> None:
+    seen = EventsSeen(tmp_path)
+    tiny.tiny_trainer(tmp_path, callbacks=[seen]).fit(tiny.tiny_task(), tiny.TinyData())
+    assert seen.kinds
+    assert not any("end" in kinds for kinds in seen.kinds)
+    tiny.main([str(tmp_path), "--resume", "last"])  # which has nothing left to do
+    assert [(event["kind"], event["step"]) for event in read_events(tmp_path)] == [("end", 14)]
+
+
 class Late(Callback):
     """A signal before the first batch."""
 

@@ -5,6 +5,7 @@ import html
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,8 @@ def _find_card(folder: Path, configuration: dict[str, Any]) -> tuple[Any, str]:
     bins = _inner(configuration, "data", "folder")
     if isinstance(bins, str):
         path = Path(bins, "manifest.json")
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # moved away, or damaged: the checkpoint has a copy
             return json.loads(path.read_text(encoding="utf-8"))["card"], str(path)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # moved away, or damaged: the checkpoint has a copy
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         raise MissingFile("neither data.folder's manifest.json nor a checkpoint is there.")

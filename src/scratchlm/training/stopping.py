@@ -99,9 +99,10 @@ class Stopping(Callback):
         if self._is_training and not trainer.should_stop and batch_idx < self._n_common:
             self._stop_if_told(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the end; signals are the surroundings' again, once the last checkpoint is there."""
-        if trainer.global_step == trainer.max_steps:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the end, now that the last checkpoint is there; a run that was complete to begin with has its own."""
+        rehearses = getattr(trainer, "fast_dev_run", False)
+        if self._is_training and trainer.global_step == trainer.max_steps and not rehearses:
             self._events.add("end", trainer.global_step)
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
